@@ -1,0 +1,38 @@
+# Every target builds .venv itself; when it is there and fresh that takes no time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test up bench lint clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'pip>=25.1'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . --group dev
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/onblock demo
+
+test: $(READY)
+	@$(BIN)/python -m tests.servers.install
+	$(BIN)/python -m pytest
+
+up: $(READY)
+	@$(BIN)/onblock up
+
+bench: $(READY)
+	@$(BIN)/python -m tests.servers.install
+	$(BIN)/python -m tests.benchmarks.run
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Where data lives, how to get in, what hardware there is."""

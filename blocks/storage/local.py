@@ -1,0 +1,584 @@
+"""Local disks and whatever is mounted like one: NFS, SMB, USB cards.
+
+A file is written to `.onblock-*.part` beside its final name, fsynced, renamed without overwriting, and its folder
+fsynced. Many small files share one barrier (`syncfs`) before they are renamed. Large files are written and read
+back past the page cache (O_DIRECT) where the file system has it: faster where memory is dear, and a read-back then
+comes from the disk. What is copied where is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from blocks import names
+from blocks.errors import (
+    ConfigError, Conflict, Corrupt, DiskFull, NetworkError, NotFound, OnblockError, PermissionRefused, SourceChanged,
+    SourceVanished, UnknownError,
+)  # fmt: skip
+from blocks.storage.base import Features, FileInfo, Reader, Session, Storage, Upload, aligned_buffer
+
+if TYPE_CHECKING:
+    from blocks.storage.base import Buffer
+
+DIRECT_FROM = 8 << 20
+"""Files of this many bytes and more bypass the page cache."""
+BLOCK = 4096
+"""Alignment of O_DIRECT: the largest logical block of disks in use."""
+
+ERRNO: dict[int, type[OnblockError]] = {
+    errno.ENOSPC: DiskFull, errno.EDQUOT: DiskFull,
+    errno.EACCES: PermissionRefused, errno.EPERM: PermissionRefused, errno.EROFS: PermissionRefused,
+    errno.ENOENT: NotFound,
+    errno.EEXIST: Conflict, errno.EISDIR: Conflict, errno.ENOTDIR: Conflict, errno.ENOTEMPTY: Conflict,
+    errno.ENAMETOOLONG: ConfigError, errno.ELOOP: ConfigError, errno.EINVAL: ConfigError, errno.EILSEQ: ConfigError,
+    errno.EFBIG: ConfigError,
+    errno.EUCLEAN: Corrupt,
+    # a share or card that is away comes back
+    errno.ENODEV: NetworkError, errno.ENXIO: NetworkError, errno.ENOTCONN: NetworkError, errno.ESTALE: NetworkError,
+    errno.ETIMEDOUT: NetworkError, errno.EHOSTDOWN: NetworkError, errno.EHOSTUNREACH: NetworkError,
+    errno.ENETDOWN: NetworkError, errno.ENETUNREACH: NetworkError, errno.ECONNRESET: NetworkError,
+    errno.ECONNREFUSED: NetworkError, errno.ECONNABORTED: NetworkError, errno.EREMOTEIO: NetworkError,
+}  # fmt: skip
+"""The one table for local file systems; what is not here is UNKNOWN."""
+
+_REMEDY = {
+    errno.ENAMETOOLONG: "shorten it with the job's `path` template",
+    errno.EILSEQ: "this file system wants UTF-8 names; rename it with the job's `path` template",
+    errno.EINVAL: "this file system does not take the name; rename it with the job's `path` template",
+    errno.EFBIG: "this file system does not take files of that size; use exFAT, ext4, XFS or NTFS",
+    errno.EROFS: "mount it writable (a card has a lock switch), then run the job again",
+}
+
+
+def os_failure(error: OSError, doing: str, path: str = "") -> OnblockError:
+    """The class of the taxonomy for an OSError, by `ERRNO`; `error` is its cause."""
+    code = error.errno or 0
+    failure = ERRNO.get(code, UnknownError)(f"{doing}: {os.strerror(code)}", path=path, remedy=_REMEDY.get(code))
+    failure.__cause__ = error
+    return failure
+
+
+class LocalStorage(Storage):
+    """A folder on this machine: a disk, a card, or a mounted NFS or SMB share."""
+
+    _block_type_name = "Local Storage"
+    _block_type_slug = "local-storage"
+    _description = "A folder on this machine: a disk, a card, or a mounted NFS or SMB share."
+
+    root: str = Field(description="The folder, as an absolute path on the machine where the job runs; ~ is the home.")
+    create_root: bool = Field(
+        default=False,
+        description="Make the folder if it is missing. Off, a share that is not mounted is an error, not a new folder.",
+    )
+    require_mount: bool = Field(
+        default=False,
+        description="Refuse to work unless the folder lies on a file system mounted at it or above it other than '/'.",
+    )
+    direct_io: bool = Field(
+        default=True, description="Write and verify large files past the page cache where the file system allows it."
+    )
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if "\0" in value:
+            raise ValueError("a folder name cannot hold a NUL byte")
+        path = os.path.expanduser(value)
+        if not os.path.isabs(path):
+            raise ValueError(f"{value!r} is not an absolute path; write it from '/' or '~'")
+        return os.path.normpath(path)
+
+    def place(self) -> str:
+        return f"local:{self.root}"
+
+    def open(self) -> LocalSession:
+        root = Path(self.root)
+        try:
+            if self.create_root:
+                root.mkdir(parents=True, exist_ok=True)
+            if not stat.S_ISDIR(os.stat(root).st_mode):
+                raise Conflict("is a file, not a folder", path=self.root, remedy="give a folder as `root`")
+        except FileNotFoundError as error:
+            raise NotFound(
+                "the folder does not exist", path=self.root,
+                remedy="make or mount it, correct `root`, or set `create_root: true`",
+            ) from error  # fmt: skip
+        except OSError as error:
+            raise os_failure(error, "cannot open the folder", self.root) from error
+        if self.require_mount and not _on_mount(root):
+            raise NotFound("nothing is mounted there", path=self.root, remedy="mount the share or card, then run again")
+        return LocalSession(self.root, direct=self.direct_io)
+
+
+def _on_mount(path: Path) -> bool:
+    """Whether `path` lies on another file system than `/`."""
+    path = path.resolve()
+    return any(os.path.ismount(p) for p in (path, *path.parents) if str(p) != "/")
+
+
+class LocalSession(Session):
+    """Files below one folder. Costs nothing to open."""
+
+    features = Features(
+        atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
+        mtime_set=True, byte_names=True, parallel=1,  # more threads only wait for Python's lock: measured
+    )  # fmt: skip
+
+    def __init__(self, root: str, *, direct: bool = True):
+        self.root = root
+        self.direct = direct
+        self._prefix = root.rstrip("/") + "/"
+        self.buffer = aligned_buffer(256 << 10)  # for small files read back; a session has one user at a time
+
+    def at(self, path: str) -> str:
+        """The absolute path of a legal relative one."""
+        return self._prefix + names.check_path(path)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def scan(self, path: str = "", enter: Callable[[str], bool] = lambda folder: True) -> Iterator[FileInfo]:
+        try:
+            listings = [(f"{path}/" if path else "", os.scandir(self.at(path) if path else self.root))]
+        except OSError as error:
+            raise os_failure(error, "cannot list the folder", self._prefix + path) from error
+        try:
+            while listings:  # depth first, one open listing per level: memory does not grow with the folder
+                base, listing = listings[-1]
+                try:
+                    entry = next(listing, None)
+                except OSError as error:
+                    yield _problem(base.rstrip("/"), os_failure(error, "the listing broke off", base))
+                    entry = None
+                if entry is None:
+                    listings.pop()[1].close()
+                    continue
+                name = base + entry.name
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if enter(name):
+                            listings.append((f"{name}/", os.scandir(entry.path)))
+                    elif (found := self._entry(name, entry)) is not None:
+                        yield found
+                except FileNotFoundError:
+                    continue  # gone since it was listed: the next scan knows better
+                except OSError as error:
+                    yield _problem(name, os_failure(error, "cannot read it", name))
+        finally:
+            for _, listing in listings:
+                listing.close()
+
+    def _entry(self, name: str, entry: os.DirEntry[str]) -> FileInfo | None:
+        """One entry of a listing that is no folder."""
+        if entry.name.startswith(".onblock-") and names.TEMPORARY.match(entry.name):
+            return None
+        st = entry.stat(follow_symlinks=False)
+        if stat.S_ISLNK(st.st_mode):
+            target = os.path.realpath(entry.path)
+            if not target.startswith(os.path.realpath(self.root) + "/"):
+                return _problem(name, ConfigError(
+                    "is a link that leads out of the source folder", path=name,
+                    remedy="put the file itself there, or add the link to `exclude`",
+                ))  # fmt: skip
+            try:
+                st = os.stat(target)
+            except FileNotFoundError:
+                return _problem(name, NotFound("is a link to nothing", path=name, remedy="remove it or `exclude` it"))
+            if stat.S_ISDIR(st.st_mode):
+                return None  # a link to a folder inside the root: its files are found where they are
+        if not stat.S_ISREG(st.st_mode):
+            return _problem(name, ConfigError(
+                f"is {_special(st.st_mode)}, not a file", path=name, remedy="add it to `exclude`",
+            ))  # fmt: skip
+        return FileInfo(name, st.st_size, st.st_mtime_ns)
+
+    def stat(self, path: str) -> FileInfo:
+        try:
+            st = os.stat(self.at(path))
+        except OSError as error:
+            raise os_failure(error, "cannot look at it", path) from error
+        return FileInfo(path, st.st_size, st.st_mtime_ns)
+
+    def read(self, path: str, offset: int = 0) -> LocalReader:
+        return self._reader(path, offset)
+
+    def _reader(self, path: str, offset: int = 0, *, direct: bool = False) -> LocalReader:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        full = self.at(path)
+        try:
+            try:
+                fd = _open_direct(full, flags) if direct else os.open(full, flags)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                fd = self._open_link(full, path, flags)
+            if offset:
+                os.lseek(fd, offset, os.SEEK_SET)
+        except FileNotFoundError as error:
+            raise SourceVanished("is no longer there", path=path) from error
+        except OSError as error:
+            raise os_failure(error, "cannot open it", path) from error
+        return LocalReader(path, full, fd)
+
+    def _open_link(self, full: str, path: str, flags: int) -> int:
+        target = os.path.realpath(full)
+        if not target.startswith(os.path.realpath(self.root) + "/"):
+            raise ConfigError("is a link that leads out of the folder", path=path, remedy="put the file itself there")
+        return os.open(target, flags)
+
+    def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
+        direct = self.direct and (fresh or self.stat(path).size >= DIRECT_FROM)
+        with self._reader(path, direct=direct) as reader:
+            if fresh:
+                _drop_cache(reader.fd)
+            return _digest(reader, self.buffer, kind)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def upload(
+        self, path: str, size: int, *, key: str = "", resume: bool = False, mtime_ns: int | None = None
+    ) -> LocalUpload:
+        final = self.at(path)
+        staged = names.temporary(path, key)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
+        direct = self.direct and size >= DIRECT_FROM
+        full = self._prefix + staged
+        try:
+            try:
+                fd = _open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+            except FileNotFoundError:
+                self._make_folders(os.path.dirname(full))
+                fd = _open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+        except OSError as error:
+            raise os_failure(error, "cannot write there", path) from error
+        return LocalUpload(self, path, final, full, fd, mtime_ns, resume=resume)
+
+    def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
+        if len(uploads) < 8:
+            return super().commit_all(uploads)
+        mine = [u for u in uploads if isinstance(u, LocalUpload)]
+        done: list[str | OnblockError] = []
+        try:
+            for upload in mine:
+                upload.close()
+            sync_filesystem(self.root)
+        except OSError as error:
+            return [os_failure(error, "cannot make the files durable", u.path) for u in uploads]
+        folders: set[str] = set()
+        for upload in mine:
+            try:
+                done.append(upload.rename(None, replace=False))
+                folders.add(os.path.dirname(upload.final))
+            except OnblockError as error:
+                done.append(error)
+        try:
+            for folder in folders:
+                sync_folder(folder)
+        except OSError as error:
+            failure = os_failure(error, "cannot make the folder durable", self.root)
+            done = [failure if isinstance(d, str) else d for d in done]
+        return done
+
+    def _make_folders(self, folder: str) -> None:
+        """mkdir -p, each new folder durable in its parent."""
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+            if len(folder) < len(self._prefix) - 1:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.root)  # the root itself is gone
+        for new in reversed(missing):
+            try:
+                os.mkdir(new)
+            except FileExistsError:
+                if not os.path.isdir(new):
+                    raise
+            sync_folder(os.path.dirname(new))
+
+    def delete(self, path: str) -> None:
+        full = self.at(path)
+        try:
+            os.unlink(full)
+            sync_folder(os.path.dirname(full))
+        except OSError as error:
+            raise os_failure(error, "cannot delete it", path) from error
+
+    def move(self, path: str, to: str) -> None:
+        full, target = self.at(path), self.at(to)
+        try:
+            self._make_folders(os.path.dirname(target))
+            rename_exclusive(full, target)
+            sync_folder(os.path.dirname(target))
+            sync_folder(os.path.dirname(full))
+        except OSError as error:
+            raise os_failure(error, "cannot move it", path) from error
+
+    def free_bytes(self) -> int:
+        try:
+            st = os.statvfs(self.root)
+        except OSError as error:
+            raise os_failure(error, "cannot ask for the free space", self.root) from error
+        return st.f_bavail * st.f_frsize
+
+
+class LocalReader(Reader):
+    """One open file."""
+
+    def __init__(self, path: str, full: str, fd: int):
+        self.path, self.full, self.fd = path, full, fd
+
+    def readinto(self, buffer: Buffer) -> int:
+        view, got = memoryview(buffer), 0
+        try:
+            while got < len(view):
+                n = os.readv(self.fd, [view[got:] if got else view])
+                got += n
+                if not n or n % BLOCK:
+                    break  # the end, as files on disks have it; a short read mid-file is caught by the size
+        except OSError as error:
+            raise os_failure(error, "cannot read it", self.path) from error
+        return got
+
+    def info(self) -> FileInfo:
+        try:
+            st = os.fstat(self.fd)
+        except OSError as error:
+            raise os_failure(error, "cannot look at it", self.path) from error
+        if not st.st_nlink:
+            if os.path.lexists(self.full):
+                raise SourceChanged("was replaced while it was read", path=self.path)
+            raise SourceVanished("was removed while it was read", path=self.path)
+        return FileInfo(self.path, st.st_size, st.st_mtime_ns)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class LocalUpload(Upload):
+    """One file under its temporary name."""
+
+    def __init__(
+        self, session: LocalSession, path: str, final: str, staged: str, fd: int, mtime_ns: int | None, *, resume: bool
+    ):
+        self.path, self.final, self.staged = path, final, staged
+        self._session, self._fd, self._mtime = session, fd, mtime_ns
+        self._direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT) if session.direct else False
+        if resume:
+            self.offset = os.lseek(fd, 0, os.SEEK_END)
+            if self.offset % BLOCK:
+                _clear_direct(fd)
+
+    def write(self, chunk: memoryview) -> None:
+        view, fd = chunk, self._fd
+        try:
+            while len(view):
+                try:
+                    written = os.write(fd, view)
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not _clear_direct(fd):
+                        raise
+                    continue  # the tail of a file, or a buffer that is not aligned: through the cache then
+                view = view[written:]
+        except OSError as error:
+            raise os_failure(error, "cannot write it", self.path) from error
+
+    def digest(self, *, fresh: bool = False) -> str | None:
+        try:
+            if fresh:
+                os.fdatasync(self._fd)
+                _drop_cache(self._fd)
+            if self._direct:  # the tail went through the cache; what is read back should not
+                os.fdatasync(self._fd)
+                fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            return _digest(LocalReader(self.path, self.staged, self._fd), self._session.buffer)
+        except OSError as error:
+            raise os_failure(error, "cannot read it back", self.path) from error
+
+    def close(self) -> None:
+        """Stamp the time and let go of the descriptor: all is written."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                if self._mtime is not None:
+                    os.utime(fd, ns=(self._mtime, self._mtime))
+            finally:
+                os.close(fd)
+
+    def commit(self, path: str | None = None, *, replace: bool = False) -> str:
+        try:
+            if self._fd >= 0:
+                if self._mtime is not None:
+                    os.utime(self._fd, ns=(self._mtime, self._mtime))
+                os.fsync(self._fd)
+                self._mtime = None
+                self.close()
+            name = self.rename(path, replace=replace)
+            sync_folder(os.path.dirname(self.final))
+        except OSError as error:
+            raise os_failure(error, "cannot make the file durable", self.path) from error
+        return name
+
+    def rename(self, path: str | None, *, replace: bool) -> str:
+        """The staged name becomes the final one; not yet durable."""
+        if path is not None:
+            self.path, self.final = path, self._session.at(path)
+        try:
+            if replace:
+                os.rename(self.staged, self.final)
+            else:
+                rename_exclusive(self.staged, self.final)
+        except FileExistsError as error:
+            raise Conflict("something is already at the final name", path=self.path) from error
+        except OSError as error:
+            raise os_failure(error, "cannot give it its final name", self.path) from error
+        return self.path
+
+    def keep(self) -> None:
+        try:
+            if self._fd >= 0:
+                os.fsync(self._fd)
+                self._mtime = None
+                self.close()
+        except OSError as error:
+            raise os_failure(error, "cannot keep the part", self.path) from error
+
+    def abort(self) -> None:
+        self._mtime = None
+        try:
+            self.close()
+            os.unlink(self.staged)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise os_failure(error, "cannot remove the temporary file", self.path) from error
+
+
+# -- the operating system ---------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+def rename_exclusive(old: str, new: str) -> None:
+    """Rename, never over something: FileExistsError then. Falls back to link + unlink, then to look-and-rename."""
+    if hasattr(_libc, "renameat2"):
+        if not _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise OSError(code, os.strerror(code), old, None, new)
+    rename_by_link(old, new)
+
+
+def rename_by_link(old: str, new: str) -> None:
+    """The same by a hard link, which never overwrites; where there are no links, by a look first (a small window)."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL):
+            raise
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
+        os.rename(old, new)
+    else:
+        os.unlink(old)
+
+
+def sync_filesystem(path: str) -> None:
+    """All that was written to the file system of `path` is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not hasattr(_libc, "syncfs"):
+            os.sync()
+        elif _libc.syncfs(fd):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: str) -> None:
+    """The names in a folder are on the disk. File systems that cannot sync a folder (some SMB) need none."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def _open_direct(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)  # tmpfs and some network file systems have no O_DIRECT
+
+
+def _clear_direct(fd: int) -> bool:
+    """Back to ordinary access; whether it was direct before."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if not flags & os.O_DIRECT:
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    return True
+
+
+def _drop_cache(fd: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _digest(reader: LocalReader, small: mmap.mmap, kind: str = "sha256") -> str:
+    """Hash from here to the end. A large file is read into one buffer while the other is hashed."""
+    digest = hashlib.new(kind)
+    if (n := reader.readinto(small)) < len(small):
+        digest.update(memoryview(small)[:n])
+        return digest.hexdigest()
+    digest.update(small)
+    buffers = [aligned_buffer(4 << 20), aligned_buffer(4 << 20)]
+    with ThreadPoolExecutor(1) as hasher:
+        hashing = None
+        for turn in range(1 << 62):
+            view = memoryview(buffers[turn % 2])
+            n = reader.readinto(view)
+            if hashing is not None:
+                hashing.result()
+            if not n:
+                break
+            hashing = hasher.submit(digest.update, view[:n])
+    return digest.hexdigest()
+
+
+def _problem(path: str, error: OnblockError) -> FileInfo:
+    return FileInfo(path, 0, 0, "", error)
+
+
+def _special(mode: int) -> str:
+    for test, what in (
+        (stat.S_ISSOCK, "a socket"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISBLK, "a block device"),
+        (stat.S_ISCHR, "a character device"),
+    ):  # fmt: skip
+        if test(mode):
+            return what
+    return "something special"

@@ -1,0 +1,1 @@
+"""Transfer jobs: scan, gate, plan, deliver, verify. Read `flow.py` first."""

@@ -1,0 +1,441 @@
+"""What a transfer job is: the form people fill in, checked as far as it can be without touching a file.
+
+A `TransferJob` is the parameter of the flow `transfer` (the Prefect UI shows it as a form) and the content of a
+JOB.yaml. Reading YAML and finding storages by name is here too. Nothing here opens a storage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, available_timezones
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from blocks import names
+from blocks.errors import ConfigError, OnblockError
+from blocks.storage import STORAGES, AnyStorage
+from blocks.storage.base import FileInfo
+
+
+class Dedup(StrEnum):
+    """What makes a file known: its version (path, size, mtime or etag), or its content wherever it lies."""
+
+    VERSION = "version"
+    CONTENT = "content"
+
+
+class Verify(StrEnum):
+    """How a delivery is proven, weakest first. `checksum` reads back what was written; `readback` from the medium."""
+
+    EXISTS = "exists"
+    SIZE = "size"
+    CHECKSUM = "checksum"
+    READBACK = "readback"
+
+
+class OnConflict(StrEnum):
+    """What to do where something else is at the final name. The same content is never a conflict."""
+
+    SKIP = "skip"
+    REPLACE = "replace"
+    RENAME = "rename"
+    FAIL = "fail"
+
+
+_UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
+
+
+def _duration(value: Any) -> Any:
+    """Durations as people write them: 30s, 10 min, 1h 30min, 7d; numbers are seconds; ISO 8601 is left to pydantic."""
+    if isinstance(value, str) and re.fullmatch(rf"(?:{_DURATION.pattern}\s*)+", value.strip()):
+        return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(value)))
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(0))]
+
+
+class _Form(BaseModel):
+    """A part of the form: unknown keys are refused, by name."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Settle(_Form):
+    """When a file counts as finished by whoever writes it."""
+
+    quiet: Duration = timedelta(seconds=2)
+    """Size and mtime have not changed for this long. Younger files are looked at twice, this far apart."""
+    sentinel: str | None = None
+    """A file that must be in the same folder first, such as `DONE` or `*.complete` (a glob on its name)."""
+    ignore_suffixes: list[str] = [".part", ".partial", ".tmp", ".crdownload", ".filepart"]
+    """Names with these endings are still being written: never taken."""
+
+
+class Shipping(_Form):
+    """How files are gathered into the shipments that one task moves."""
+
+    large: ByteSize = ByteSize(32 << 20)
+    """Files of this size and more travel alone."""
+    max_files: int = Field(default=1024, ge=1, le=4096)
+    """At most so many small files together."""
+    max_bytes: ByteSize = ByteSize(256 << 20)
+    """At most so many bytes of small files together."""
+    at_once: int = Field(default=2, ge=1, le=16)
+    """Shipments of one run that are moved at the same time."""
+
+
+class Schedule(_Form):
+    """When the job runs by itself."""
+
+    cron: str
+    """Five fields: minute, hour, day of month, month, day of week."""
+    timezone: str = "UTC"
+    """An IANA name, such as Europe/Berlin: the cron is read in it."""
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        from cronsim import CronSim, CronSimError  # what Prefect reads cron with
+
+        try:
+            CronSim(value, datetime.now(UTC))
+        except CronSimError as error:
+            raise ValueError(f"{value!r} is no cron expression ({error}); five fields, such as '0 */6 * * *'") from None
+        if len(value.split()) != 5:
+            raise ValueError(f"{value!r} has {len(value.split())} fields; write five, such as '0 */6 * * *'")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"{value!r} is no IANA time zone, such as Europe/Berlin or UTC")
+        return value
+
+
+RUN_TOKENS = {"flight", "device", "job"}
+"""Tokens of a path template that are the same for all files of a run."""
+TOKENS = RUN_TOKENS | {"path", "folder", "name", "stem", "ext", "date", "time", "year", "month", "day", "hour"}
+"""All tokens. Dates and times are those of the file's mtime, in the job's time zone."""
+
+
+class TransferJob(_Form):
+    """One configured movement of files: from a source, verified, to one or several destinations."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, title="Transfer job")
+
+    name: str
+    """Names the job in the ledger, which remembers by this name what was delivered: keep it."""
+    source: AnyStorage
+    """Where the files are."""
+    destinations: list[AnyStorage] = Field(min_length=1, max_length=8)
+    """Where they go. Each file is read once, for all of them. A JOB.yaml may also say `destination:` for one."""
+    device: str | None = None
+    """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`)."""
+    folder: str = ""
+    """Take only what is below this folder of the source."""
+    include: list[str] = []
+    """Patterns of paths to take; empty takes all. Globs (`*.mp4`, `DCIM/**`), or `re:` and a regular expression."""
+    exclude: list[str] = []
+    """Patterns of paths to leave, in the same form; stronger than `include`."""
+    recursive: bool = True
+    """Look into folders."""
+    min_size: ByteSize | None = None
+    """Take only files of at least this size, such as 1 MiB."""
+    max_size: ByteSize | None = None
+    """Take only files of at most this size."""
+    min_age: Duration | None = None
+    """Take only files whose mtime is at least this long ago, such as 10 min."""
+    max_age: Duration | None = None
+    """Take only files whose mtime is at most this long ago, such as 30 d."""
+    settle: Settle = Settle()
+    """When a file counts as finished."""
+    dedup: Dedup = Dedup.VERSION
+    """What makes a file known, so that it is not sent again."""
+    verify: Verify = Verify.CHECKSUM
+    """How each delivery is proven."""
+    on_conflict: OnConflict = OnConflict.RENAME
+    """What to do where another file has the final name. `rename` keeps both (`clip~2.mp4`)."""
+    path: str = "{path}"
+    """Where a file goes below the destination. Tokens: {path} {folder} {name} {stem} {ext} {flight} {device} {job}
+    {date} {time} {year} {month} {day} {hour}."""
+    manifest: str | None = "checksums.sha256"
+    """Name of the list of delivered files and their SHA-256, in the destination, or in the folder that the `path`
+    template begins with if that is the same for the whole run, such as `{flight}/`. Null writes none."""
+    schedule: Schedule | None = None
+    """When the job runs by itself, once deployed."""
+    shipping: Shipping = Shipping()
+    """How files are gathered into tasks."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_destination(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "destination" in data:
+            if "destinations" in data:
+                raise ValueError("give `destination` or `destinations`, not both")
+            data = dict(data)
+            data["destinations"] = [data.pop("destination")]
+        return data
+
+    @field_validator("name", "device")
+    @classmethod
+    def _label(cls, value: str | None) -> str | None:
+        return value if value is None else _or_value_error(names.check_label, value)
+
+    @field_validator("folder")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        value = value.strip("/")
+        return _or_value_error(names.check_path, value) if value else value
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            compile_pattern(pattern)
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        fields = _template_fields(value)
+        if unknown := sorted(fields - TOKENS):
+            raise ValueError(
+                f"unknown token {{{unknown[0]}}}; there are {', '.join(f'{{{t}}}' for t in sorted(TOKENS))}"
+            )
+        if not fields & {"path", "name", "stem"}:
+            raise ValueError("the template must hold {path}, {name} or {stem}: else all files get one name")
+        _or_value_error(names.check_path, value.format_map(dict.fromkeys(TOKENS, "x")))
+        return value
+
+    @field_validator("manifest")
+    @classmethod
+    def _manifest(cls, value: str | None) -> str | None:
+        if value is not None and "/" in _or_value_error(names.check_path, value):
+            raise ValueError("the manifest is a file name, not a path: it lies in the destination's folder")
+        return value
+
+    @model_validator(mode="after")
+    def _sense(self) -> TransferJob:
+        if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
+            raise ValueError("min_size is larger than max_size: no file could pass")
+        if self.min_age is not None and self.max_age is not None and self.min_age > self.max_age:
+            raise ValueError("min_age is longer than max_age: no file could pass")
+        places = [d.place() for d in self.destinations]
+        if len(set(places)) < len(places):
+            raise ValueError("two destinations are the same place")
+        if self.source.place() in places:
+            raise ValueError("source and destination are the same place: nothing would be moved")
+        return self
+
+    def zone(self) -> ZoneInfo:
+        """The time zone of the schedule, for dates in the path template."""
+        return ZoneInfo(self.schedule.timezone if self.schedule else "UTC")
+
+    def needs(self) -> set[str]:
+        """Which of flight and device the path template asks for."""
+        return _template_fields(self.path) & {"flight", "device"}
+
+
+def _or_value_error(check: Any, value: str) -> str:
+    """Run a check of `blocks.names`; pydantic wants its refusal as a ValueError."""
+    try:
+        return check(value)
+    except OnblockError as error:
+        raise ValueError(error.what) from None
+
+
+def _template_fields(template: str) -> set[str]:
+    fields = set()
+    try:
+        for _, field, spec, conversion in string.Formatter().parse(template):
+            if field is not None:
+                if spec or conversion or not field.isidentifier():
+                    raise ValueError(f"{{{field}}} is no token; write tokens plainly, such as {{name}}")
+                fields.add(field)
+    except ValueError as error:
+        raise ValueError(f"bad path template {template!r}: {error}") from None
+    return fields
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A glob or `re:` pattern as a regular expression for `fullmatch` on a relative path.
+
+    Globs: `*` and `?` stay inside a folder, `**` crosses folders, `[abc]` and `[!abc]` are sets. A glob without a
+    slash matches the name in any folder; one that ends in a slash matches all below that folder. Raises ValueError.
+    """
+    if not pattern:
+        raise ValueError("a pattern is empty")
+    if pattern.startswith("re:"):
+        try:
+            return re.compile(pattern[3:])
+        except re.error as error:
+            raise ValueError(f"bad regular expression {pattern!r}: {error}") from None
+    glob = pattern.lstrip("/")
+    if glob.endswith("/"):
+        glob += "**"
+    if "/" not in glob:
+        glob = "**/" + glob
+    out, i = "", 0
+    while i < len(glob):
+        if glob.startswith("**/", i):
+            out, i = out + "(?:.*/)?", i + 3
+        elif glob.startswith("**", i):
+            out, i = out + ".*", i + 2
+        elif glob[i] == "*":
+            out, i = out + "[^/]*", i + 1
+        elif glob[i] == "?":
+            out, i = out + "[^/]", i + 1
+        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
+            body = glob[i + 1 : end]
+            negated = body.startswith("!")
+            body = re.sub(r"([\\\[\]^&~|])", r"\\\1", body[negated:])
+            out, i = out + f"[{'^/' if negated else ''}{body}]", end + 1
+        else:
+            out, i = out + re.escape(glob[i]), i + 1
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"bad pattern {pattern!r}: {error}") from None
+
+
+class Target:
+    """The path template of a job, filled for one run: `path_of(file)` and `manifest`."""
+
+    def __init__(self, job: TransferJob, flight: str | None = None, device: str | None = None):
+        given = {"flight": flight, "device": device or job.device, "job": job.name}
+        for token in ("flight", "device"):
+            if (value := given[token]) is not None:
+                names.check_label(value, token)
+            elif token in job.needs():
+                raise ConfigError(
+                    f"the path template {job.path!r} needs {{{token}}}, and none was given",
+                    remedy=f"run with --{token} NAME" + (", or set `device` in the job" if token == "device" else ""),
+                )
+        self._plain = job.path == "{path}"
+        self._template = job.path
+        self._dated = bool(_template_fields(job.path) & {"date", "time", "year", "month", "day", "hour"})
+        self._zone = job.zone()
+        self._run = {k: v or "" for k, v in given.items()}
+        fixed = []
+        for part in job.path.split("/")[:-1]:
+            if not _template_fields(part) <= RUN_TOKENS:
+                break
+            fixed.append(part.format_map(self._run))
+        self.folder = "/".join(fixed)
+        """The folder below the destination that holds everything of this run; empty for the destination itself."""
+        self.manifest = None if job.manifest is None else "/".join([*fixed, job.manifest])
+        """Where the manifest goes, below the destination."""
+
+    def path_of(self, file: FileInfo) -> str:
+        """The path below the destination for a file of the source. Raises BadName."""
+        if self._plain:
+            return names.check_path(file.path)
+        folder, _, name = file.path.rpartition("/")
+        stem, dot, ext = name.rpartition(".")
+        if not stem:
+            stem, dot, ext = name, "", ""
+        values = {**self._run, "path": file.path, "folder": folder, "name": name, "stem": stem, "ext": ext}
+        if self._dated:
+            when = datetime.fromtimestamp(file.mtime_ns // 1_000_000_000, self._zone)
+            values |= {
+                "date": f"{when:%Y-%m-%d}", "time": f"{when:%H%M%S}", "year": f"{when:%Y}", "month": f"{when:%m}",
+                "day": f"{when:%d}", "hour": f"{when:%H}",
+            }  # fmt: skip
+        path = self._template.format_map(values)
+        if not folder:
+            path = path.replace("//", "/").lstrip("/")  # {folder}/{name} of a file at the top
+        return names.check_path(path)
+
+
+# -- JOB.yaml ---------------------------------------------------------------------------------------------------
+
+
+def load_job(path: Path | str) -> TransferJob:
+    """Read a JOB.yaml. Raises ConfigError that names the file, the key and what is wrong with it."""
+    try:
+        data = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the job: {os.strerror(error.errno or 0)}", path=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not YAML: {error}", path=str(path)) from error
+    if not isinstance(data, dict):
+        raise ConfigError("a job is a mapping of keys, such as `name:`, `source:`, `destination:`", path=str(path))
+    try:
+        for key in ("source", "destination"):
+            if key in data:
+                data[key] = find_storage(data[key])
+        if isinstance(data.get("destinations"), list):
+            data["destinations"] = [find_storage(d) for d in data["destinations"]]
+        return TransferJob.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error), path=str(path)) from error
+    except OnblockError as error:
+        error.path = str(path)
+        raise
+
+
+def explain(error: ValidationError) -> str:
+    """What pydantic found, one line per problem: where, what, and the keys there are."""
+    lines = []
+    for e in error.errors():
+        where = ".".join(str(p) for p in e["loc"]) or "job"
+        message = e["msg"].removeprefix("Value error, ")
+        if e["type"] == "extra_forbidden":
+            message = "there is no such key"
+            if len(e["loc"]) == 1:
+                message += f"; there are {', '.join(TransferJob.model_fields)}"
+        lines.append(f"{where}: {message}")
+    return "; ".join(lines)
+
+
+def find_storage(value: Any) -> Any:
+    """A storage from how a JOB.yaml writes it: inline (`{type: local-storage, root: /data}`) or `type/name`."""
+    if isinstance(value, str):
+        kind, slash, name = value.partition("/")
+        if not slash or kind not in STORAGES:
+            raise ConfigError(
+                f"{value!r} names no storage; write `TYPE/NAME` or `{{type: TYPE, ...}}` with TYPE {' | '.join(STORAGES)}"
+            )
+        if not os.environ.get("PREFECT_API_URL"):
+            raise ConfigError(
+                f"storage {value!r} is kept by a Prefect server, and PREFECT_API_URL is not set",
+                remedy="set it (see `onblock up`), or write the storage inline",
+            )
+        try:
+            return STORAGES[kind].load(name, _sync=True)
+        except ValueError as error:
+            raise ConfigError(f"the Prefect server knows no block {value!r}", remedy="make it in the UI") from error
+    if isinstance(value, dict) and "type" in value:
+        fields = dict(value)
+        kind = fields.pop("type")
+        if kind not in STORAGES:
+            raise ConfigError(f"there is no storage type {kind!r}; there are {', '.join(STORAGES)}")
+        cls = STORAGES[kind]
+        if unknown := sorted(set(fields) - set(cls.model_fields)):
+            raise ConfigError(f"{kind} has no key {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise ConfigError(f"{kind}: {explain(error)}") from error
+    if isinstance(value, dict):
+        raise ConfigError(f"a storage needs `type:`, one of {', '.join(STORAGES)}")
+    return value
