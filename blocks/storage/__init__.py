@@ -3,6 +3,7 @@
 from blocks.storage.local import LocalStorage
 
 AnyStorage = LocalStorage
-STORAGES = {LocalStorage._block_type_slug: LocalStorage}
+STORAGES: dict[str, type[LocalStorage]] = {"local-storage": LocalStorage}
+"""By the `type` that a JOB.yaml gives: the slug of the block type."""
 
 __all__ = ["STORAGES", "AnyStorage", "LocalStorage"]

@@ -101,6 +101,10 @@ class Upload(ABC):
         """
         return None
 
+    def seal(self) -> None:
+        """No more is written or read back, and the commit may come later: let go of descriptors."""
+        return
+
     @abstractmethod
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
         """Make the file durable and give it its final name (`path`, or the one it was begun with); returns that name.

@@ -24,8 +24,17 @@ from pydantic import Field, field_validator
 
 from blocks import names
 from blocks.errors import (
-    ConfigError, Conflict, Corrupt, DiskFull, NetworkError, NotFound, OnblockError, PermissionRefused, SourceChanged,
-    SourceVanished, UnknownError,
+    ConfigError,
+    Conflict,
+    Corrupt,
+    DiskFull,
+    NetworkError,
+    NotFound,
+    OnblockError,
+    PermissionRefused,
+    SourceChanged,
+    SourceVanished,
+    UnknownError,
 )  # fmt: skip
 from blocks.storage.base import Features, FileInfo, Reader, Session, Storage, Upload, aligned_buffer
 
@@ -146,11 +155,21 @@ class LocalSession(Session):
         """The absolute path of a legal relative one."""
         return self._prefix + names.check_path(path)
 
+    def _inside(self, target: str) -> bool:
+        """Whether a path without links lies below the root."""
+        return target.startswith(os.path.realpath(self.root).rstrip("/") + "/")
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def scan(self, path: str = "", enter: Callable[[str], bool] = lambda folder: True) -> Iterator[FileInfo]:
+        full = self.at(path) if path else self.root
         try:
-            listings = [(f"{path}/" if path else "", os.scandir(self.at(path) if path else self.root))]
+            if path and not self._inside(os.path.realpath(full)):
+                raise ConfigError(
+                    "is or lies behind a link that leads out of the source folder", path=path,
+                    remedy="give the folder itself as the storage's `root`",
+                )  # fmt: skip
+            listings = [(f"{path}/" if path else "", os.scandir(full))]
         except OSError as error:
             raise os_failure(error, "cannot list the folder", self._prefix + path) from error
         try:
@@ -186,7 +205,7 @@ class LocalSession(Session):
         st = entry.stat(follow_symlinks=False)
         if stat.S_ISLNK(st.st_mode):
             target = os.path.realpath(entry.path)
-            if not target.startswith(os.path.realpath(self.root) + "/"):
+            if not self._inside(target):
                 return _problem(name, ConfigError(
                     "is a link that leads out of the source folder", path=name,
                     remedy="put the file itself there, or add the link to `exclude`",
@@ -208,6 +227,8 @@ class LocalSession(Session):
             st = os.stat(self.at(path))
         except OSError as error:
             raise os_failure(error, "cannot look at it", path) from error
+        if not stat.S_ISREG(st.st_mode):
+            raise Conflict(f"is {_special(st.st_mode)}, not a file", path=path)
         return FileInfo(path, st.st_size, st.st_mtime_ns)
 
     def read(self, path: str, offset: int = 0) -> LocalReader:
@@ -223,17 +244,23 @@ class LocalSession(Session):
                 if error.errno != errno.ELOOP:
                     raise
                 fd = self._open_link(full, path, flags)
-            if offset:
-                os.lseek(fd, offset, os.SEEK_SET)
         except FileNotFoundError as error:
             raise SourceVanished("is no longer there", path=path) from error
         except OSError as error:
+            if error.errno == errno.ENXIO and os.path.lexists(full):  # how a socket answers, and a device without driver
+                raise ConfigError(f"is {_special(os.lstat(full).st_mode)}, not a file", path=path) from error
             raise os_failure(error, "cannot open it", path) from error
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            raise ConfigError(f"is {_special(mode)}, not a file", path=path, remedy="add it to `exclude`")
+        if offset:
+            os.lseek(fd, offset, os.SEEK_SET)
         return LocalReader(path, full, fd)
 
     def _open_link(self, full: str, path: str, flags: int) -> int:
         target = os.path.realpath(full)
-        if not target.startswith(os.path.realpath(self.root) + "/"):
+        if not self._inside(target):
             raise ConfigError("is a link that leads out of the folder", path=path, remedy="put the file itself there")
         return os.open(target, flags)
 
@@ -271,8 +298,12 @@ class LocalSession(Session):
         done: list[str | OnblockError] = []
         try:
             for upload in mine:
-                upload.close()
+                upload.seal()
             sync_filesystem(self.root)
+            for upload in mine:
+                upload.mark_durable()
+        except OnblockError as error:
+            return [error for _ in uploads]
         except OSError as error:
             return [os_failure(error, "cannot make the files durable", u.path) for u in uploads]
         folders: set[str] = set()
@@ -352,13 +383,13 @@ class LocalReader(Reader):
 
     def info(self) -> FileInfo:
         try:
-            st = os.fstat(self.fd)
+            st, removed = os.stat(self.full), not os.fstat(self.fd).st_nlink
+        except FileNotFoundError as error:
+            raise SourceVanished("was removed or renamed while it was read", path=self.path) from error
         except OSError as error:
             raise os_failure(error, "cannot look at it", self.path) from error
-        if not st.st_nlink:
-            if os.path.lexists(self.full):
-                raise SourceChanged("was replaced while it was read", path=self.path)
-            raise SourceVanished("was removed while it was read", path=self.path)
+        if removed or stat.S_ISDIR(st.st_mode):
+            raise SourceChanged("was replaced while it was read", path=self.path)
         return FileInfo(self.path, st.st_size, st.st_mtime_ns)
 
     def close(self) -> None:
@@ -375,6 +406,7 @@ class LocalUpload(Upload):
     ):
         self.path, self.final, self.staged = path, final, staged
         self._session, self._fd, self._mtime = session, fd, mtime_ns
+        self._durable = False
         self._direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT) if session.direct else False
         if resume:
             self.offset = os.lseek(fd, 0, os.SEEK_END)
@@ -408,24 +440,23 @@ class LocalUpload(Upload):
         except OSError as error:
             raise os_failure(error, "cannot read it back", self.path) from error
 
-    def close(self) -> None:
-        """Stamp the time and let go of the descriptor: all is written."""
+    def seal(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
                 if self._mtime is not None:
                     os.utime(fd, ns=(self._mtime, self._mtime))
+            except OSError as error:
+                raise os_failure(error, "cannot set its time", self.path) from error
             finally:
                 os.close(fd)
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
         try:
-            if self._fd >= 0:
-                if self._mtime is not None:
-                    os.utime(self._fd, ns=(self._mtime, self._mtime))
-                os.fsync(self._fd)
-                self._mtime = None
-                self.close()
+            self.seal()
+            if not self._durable:
+                sync_file(self.staged)
+                self._durable = True
             name = self.rename(path, replace=replace)
             sync_folder(os.path.dirname(self.final))
         except OSError as error:
@@ -434,32 +465,35 @@ class LocalUpload(Upload):
 
     def rename(self, path: str | None, *, replace: bool) -> str:
         """The staged name becomes the final one; not yet durable."""
-        if path is not None:
-            self.path, self.final = path, self._session.at(path)
+        name, final = (self.path, self.final) if path is None else (path, self._session.at(path))
         try:
             if replace:
-                os.rename(self.staged, self.final)
+                os.rename(self.staged, final)
             else:
-                rename_exclusive(self.staged, self.final)
+                rename_exclusive(self.staged, final)
         except FileExistsError as error:
-            raise Conflict("something is already at the final name", path=self.path) from error
+            raise Conflict("something is already at the final name", path=name) from error
         except OSError as error:
-            raise os_failure(error, "cannot give it its final name", self.path) from error
-        return self.path
+            raise os_failure(error, "cannot give it its final name", name) from error
+        self.path, self.final = name, final
+        return name
+
+    def mark_durable(self) -> None:
+        """A barrier over the whole file system has covered this file."""
+        self._durable = True
 
     def keep(self) -> None:
         try:
-            if self._fd >= 0:
-                os.fsync(self._fd)
-                self._mtime = None
-                self.close()
+            self._mtime = None  # the time is set when the file is whole
+            self.seal()
+            sync_file(self.staged)
         except OSError as error:
             raise os_failure(error, "cannot keep the part", self.path) from error
 
     def abort(self) -> None:
         self._mtime = None
         try:
-            self.close()
+            self.seal()
             os.unlink(self.staged)
         except FileNotFoundError:
             return
@@ -510,6 +544,15 @@ def sync_filesystem(path: str) -> None:
         elif _libc.syncfs(fd):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: str) -> None:
+    """The bytes and times of a file are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -576,7 +619,7 @@ def _problem(path: str, error: OnblockError) -> FileInfo:
 
 def _special(mode: int) -> str:
     for test, what in (
-        (stat.S_ISSOCK, "a socket"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISBLK, "a block device"),
+        (stat.S_ISDIR, "a folder"), (stat.S_ISSOCK, "a socket"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISBLK, "a block device"),
         (stat.S_ISCHR, "a character device"),
     ):  # fmt: skip
         if test(mode):

@@ -350,9 +350,9 @@ class Target:
         if self._plain:
             return names.check_path(file.path)
         folder, _, name = file.path.rpartition("/")
-        stem, dot, ext = name.rpartition(".")
+        stem, _, ext = name.rpartition(".")
         if not stem:
-            stem, dot, ext = name, "", ""
+            stem, ext = name, ""
         values = {**self._run, "path": file.path, "folder": folder, "name": name, "stem": stem, "ext": ext}
         if self._dated:
             when = datetime.fromtimestamp(file.mtime_ns // 1_000_000_000, self._zone)
@@ -415,13 +415,16 @@ def find_storage(value: Any) -> Any:
             raise ConfigError(
                 f"{value!r} names no storage; write `TYPE/NAME` or `{{type: TYPE, ...}}` with TYPE {' | '.join(STORAGES)}"
             )
-        if not os.environ.get("PREFECT_API_URL"):
+        from prefect.settings import PREFECT_API_URL
+        from prefect.utilities.asyncutils import run_coro_as_sync
+
+        if not PREFECT_API_URL.value():
             raise ConfigError(
                 f"storage {value!r} is kept by a Prefect server, and PREFECT_API_URL is not set",
                 remedy="set it (see `onblock up`), or write the storage inline",
             )
         try:
-            return STORAGES[kind].load(name, _sync=True)
+            return run_coro_as_sync(STORAGES[kind].aload(name))
         except ValueError as error:
             raise ConfigError(f"the Prefect server knows no block {value!r}", remedy="make it in the UI") from error
     if isinstance(value, dict) and "type" in value:

@@ -1,0 +1,415 @@
+"""Makes a Prefect server ready for onblock: blocks, limits, work pool, deployments. `python -m deployments.bootstrap`.
+
+    register_blocks     every storage as a block type, and the two blocks of the demo
+    create_limits       the tags `onblock` and `device:<name>`: how many tasks run at a time, in all and per device
+    create_pool         the work pool `onblock`, for process workers
+    deploy_file         the deployments of prefect.yaml
+    deploy_job          a JOB.yaml as the deployment `transfer/<job>`
+
+It may run as often as you like. What people changed in the UI stays: limits, demo blocks, and any deployment whose
+file has not changed since it was deployed (its `version` is the fingerprint of what was deployed). Blocks made from
+storages written inline in a JOB.yaml follow the JOB.yaml. Starting a server or a worker is not here, see `up.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from blocks.errors import ConfigError, NetworkError, OnblockError
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from blocks.storage.base import Storage
+    from flows.transfer.job import TransferJob
+
+POOL = "onblock"
+"""The work pool of the server's own worker. A device's agent has its own, `device-<name>`."""
+ALL_TAG, ALL_LIMIT = "onblock", 4
+"""The tag that every shipment carries, and how many run at a time."""
+DEVICE_LIMIT = 2
+"""How many shipments read from one device at a time (tag `device:<name>`)."""
+PREFECT_YAML = Path(__file__).parents[1] / "prefect.yaml"
+ENTRYPOINT = "flows.transfer.flow.transfer"
+DEMO_BLOCKS = {"demo-card": "card", "demo-archive": "archive"}
+"""Blocks of the demo deployment, and their folders below ONBLOCK_HOME/demo."""
+KEYS = {
+    "name", "entrypoint", "description", "tags", "work_pool", "schedules", "parameters", "triggers",
+    "concurrency_limit", "paused", "pull",
+}  # fmt: skip
+"""Keys of a deployment in prefect.yaml that are understood here; another one is refused, not skipped."""
+
+
+def home() -> Path:
+    """ONBLOCK_HOME, where onblock keeps its state."""
+    return Path(os.environ.get("ONBLOCK_HOME") or "~/.onblock").expanduser().absolute()
+
+
+@dataclass
+class Report:
+    """What was made, changed, and found as it should be, one line each."""
+
+    made: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def bootstrap(jobs: Iterable[Path | str] = (), prefect_yaml: Path = PREFECT_YAML) -> Report:
+    """Bring the server of PREFECT_API_URL to where it should be. Raises ConfigError, NetworkError."""
+    from flows.transfer.job import load_job
+
+    report = Report()
+    names: dict[str, Path | str] = {}
+    with connect() as client:
+        register_blocks(report)
+        create_limits(client, [], report)  # before anything can run: a missing limit is silently no limit
+        create_pool(client, report)
+        deploy_file(client, prefect_yaml, report)
+        for path in jobs:
+            job = load_job(path)
+            if (other := names.setdefault(job.name, path)) != path:
+                raise ConfigError(f"has the name {job.name!r} of {other}; each job needs its own", path=str(path))
+            deploy_job(client, job, report)
+    return report
+
+
+@contextmanager
+def connect() -> Iterator[SyncPrefectClient]:
+    """A client of the server at PREFECT_API_URL. ConfigError where that is not set, NetworkError where none answers."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:  # without it Prefect would start a server of its own, and drop it with all that was made
+        raise ConfigError(
+            "PREFECT_API_URL is not set: there is no Prefect server to set up",
+            remedy="start one with `onblock up`, or set it, such as `export PREFECT_API_URL=http://127.0.0.1:4200/api`",
+        )
+    os.environ.setdefault("PREFECT_API_URL", url)  # may come from a profile; `load_job` looks at the environment
+    with get_client(sync_client=True) as client:
+        if (trouble := client.api_healthcheck()) is not None:
+            raise NetworkError(
+                f"no Prefect server answers at {url}: {trouble}",
+                remedy="start it (`onblock up` starts one here), or correct PREFECT_API_URL",
+            ) from trouble
+        yield client
+
+
+# -- blocks, limits, pool ---------------------------------------------------------------------------------------
+
+
+def register_blocks(report: Report) -> None:
+    """Register every storage as a block type, and make the demo's blocks if they are not there."""
+    from blocks.storage import STORAGES, LocalStorage
+
+    for cls in STORAGES.values():
+        cls.register_type_and_schema(_sync=True)  # pyright: ignore[reportCallIssue]
+    for name, folder in DEMO_BLOCKS.items():
+        if load_block(LocalStorage, name):
+            report.kept.append(f"block local-storage/{name}")
+            continue
+        root = home() / "demo" / folder
+        root.mkdir(parents=True, exist_ok=True)
+        if folder == "card" and not any(root.iterdir()):
+            (root / "README.txt").write_text("A card of the demo. What you put here, transfer/demo-flight delivers.\n")
+        block = LocalStorage(root=str(root), create_root=True)
+        block.save(name, _sync=True)  # pyright: ignore[reportCallIssue]
+        report.made.append(f"block local-storage/{name}: {root}")
+
+
+def load_block(cls: type[Storage], name: str) -> Storage | None:
+    """The block of this type and name, with its secrets; None if there is none."""
+    from pydantic import ValidationError
+
+    from flows.transfer.job import explain
+
+    try:
+        return cls.load(name, _sync=True)  # pyright: ignore[reportCallIssue]
+    except (ValueError, RuntimeError) as error:
+        if "Unable to find block document" in str(error):
+            return None
+        # what pydantic prints holds the values it refused, so maybe a secret
+        trouble = explain(error) if isinstance(error, ValidationError) else type(error).__name__
+        raise ConfigError(
+            f"block {cls._block_type_slug}/{name} does not fit this version of onblock: {trouble}",
+            remedy="correct it in the Prefect UI, or delete it there",
+        ) from None
+
+
+def save_inline(storage: Storage, name: str, report: Report) -> None:
+    """Save a storage of a JOB.yaml as the block `name`, unless that block is the same already."""
+    label = f"block {storage._block_type_slug}/{name}"
+    there = load_block(type(storage), name)
+    if there is not None and _fields(there.model_dump()) == _fields(storage.model_dump()):
+        storage._block_document_id = there._block_document_id
+        report.kept.append(label)
+        return
+    storage.save(name, overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue]
+    (report.made if there is None else report.changed).append(f"{label}: {storage.place()}")
+
+
+def _fields(value: Any) -> Any:
+    """A dumped block without what Prefect adds once it is saved (`_block_document_id` ...), nested blocks too."""
+    if isinstance(value, dict):
+        return {k: _fields(v) for k, v in value.items() if not k.startswith("_")}
+    return [_fields(v) for v in value] if isinstance(value, list) else value
+
+
+def create_limits(client: SyncPrefectClient, devices: Iterable[str], report: Report) -> None:
+    """Create the limits `onblock` and `device:<name>` where there are none; one that is there stays as it is."""
+    from prefect.exceptions import ObjectNotFound
+
+    for tag, slots in {ALL_TAG: ALL_LIMIT, **{f"device:{d}": DEVICE_LIMIT for d in sorted(set(devices))}}.items():
+        try:
+            limit = client.read_concurrency_limit_by_tag(tag)
+            report.kept.append(f"limit {tag}: {limit.concurrency_limit}")
+        except ObjectNotFound:
+            client.create_concurrency_limit(tag=tag, concurrency_limit=slots)
+            report.made.append(f"limit {tag}: {slots}")
+
+
+def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> None:
+    """Create the work pool, of type process, if it is not there."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    # the template is given here: without it the pool takes no environment or working directory
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        report.made.append(f"work pool {name}")
+    except ObjectAlreadyExists:
+        report.kept.append(f"work pool {name}")
+
+
+# -- deployments ------------------------------------------------------------------------------------------------
+
+
+def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> None:
+    """Deploy a job as `transfer/<job.name>`. Its inline storages become blocks: a parameter holds no secret."""
+    for storage, role in [
+        (job.source, "source"),
+        *((d, f"destination-{i}") for i, d in enumerate(job.destinations, 1)),
+    ]:
+        if storage._block_document_id is None:
+            save_inline(storage, block_name(job.name, role), report)
+    plain = job.model_dump(mode="json", exclude_unset=True, exclude={"source", "destinations"})
+    entry = {
+        "name": job.name,
+        "entrypoint": ENTRYPOINT,
+        "description": f"{job.source.place()} to {', '.join(d.place() for d in job.destinations)}",
+        "tags": ["onblock"],
+        "parameters": {"job": {**plain, "source": _ref(job.source), "destinations": [_ref(d) for d in job.destinations]}},
+        "schedules": [job.schedule.model_dump()] if job.schedule else [],
+    }  # fmt: skip
+    deploy(client, entry, report)
+
+
+def block_name(job: str, role: str) -> str:
+    """The name of a block made from a job: Prefect takes small letters, digits and dashes; the digest keeps two
+    jobs apart whose names differ in what it does not take."""
+    plain = re.sub(r"[^a-z0-9-]", "-", job.lower())
+    if plain != job:
+        plain += "-" + hashlib.sha256(job.encode()).hexdigest()[:6]
+    return f"{plain}-{role}"
+
+
+def deploy_file(client: SyncPrefectClient, path: Path, report: Report) -> None:
+    """Deploy every deployment of a prefect.yaml. Raises ConfigError that names the file and the deployment."""
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        report.kept.append(
+            f"no {path.name} in {path.parent}: no deployments from it"
+        )  # installed without the repository
+        return
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
+    entries = data.get("deployments") if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
+        raise ConfigError("has no list `deployments:` of mappings with a `name:`", path=str(path))
+    for entry in entries:
+        try:
+            if "{{" in json.dumps({k: v for k, v in entry.items() if k != "triggers"}, default=str):
+                raise ConfigError("`{{ }}` is not filled in here; write the value, or use `prefect deploy`")
+            deploy(client, entry, report)
+        except ConfigError as error:
+            error.path = error.path or f"{path}, {entry['name']}"
+            raise
+
+
+def deploy(client: SyncPrefectClient, entry: dict[str, Any], report: Report) -> None:
+    """Deploy one entry, written as in prefect.yaml, unless the same was deployed before; and create its limits."""
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+
+    if unknown := sorted(set(entry) - KEYS):
+        raise ConfigError(f"there is no key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
+    flow = _load_flow(entry.get("entrypoint", ENTRYPOINT))
+    parameters = ids_for_slugs(client, entry.get("parameters") or {})
+    create_limits(client, _check_parameters(flow, parameters), report)
+    pool = entry.get("work_pool") or {}
+    if not isinstance(pool, dict):
+        raise ConfigError("`work_pool` is a mapping, such as `{name: onblock}`")
+    content: dict[str, Any] = {
+        "entrypoint": entry.get("entrypoint", ENTRYPOINT),
+        "description": entry.get("description") or flow.description,
+        "tags": entry.get("tags") or [],
+        "work_pool_name": pool.get("name", POOL),
+        "work_queue_name": pool.get("work_queue_name"),
+        "job_variables": pool.get("job_variables") or {},
+        "parameters": parameters,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "enforce_parameter_schema": True,
+        "concurrency_limit": entry.get("concurrency_limit"),
+        "paused": entry.get("paused"),
+        "pull_steps": [],
+    }
+    schedules, triggers = entry.get("schedules") or [], entry.get("triggers") or []
+    version = _fingerprint([content, schedules, triggers])
+    label = f"deployment {flow.name}/{entry['name']}"
+    try:
+        if client.read_deployment_by_name(f"{flow.name}/{entry['name']}").version == version:
+            report.kept.append(label)
+            return
+        done = report.changed
+    except ObjectNotFound:
+        done = report.made
+    # both are checked before anything is written; the server replaces the schedules with these
+    planned, hooks = [_schedule(s) for s in schedules], _triggers(entry["name"], triggers)
+    deployment_id = client.create_deployment(
+        flow_id=client.create_flow_from_name(flow.name), name=entry["name"], version=version, schedules=planned, **content
+    )  # fmt: skip
+    # triggers are anonymous automations that the deployment owns: replaced, as `prefect deploy` does it
+    client.delete_resource_owned_automations(f"prefect.deployment.{deployment_id}")
+    for hook in hooks:
+        hook.set_deployment_id(deployment_id)
+        client.create_automation(hook.as_automation())
+    done.append(label + "".join(f", {s['cron']} {s.get('timezone', 'UTC')}" for s in schedules if s.get("cron")))
+
+
+def ids_for_slugs(client: SyncPrefectClient, value: Any) -> Any:
+    """`value` with every `$ref` by slug as a `$ref` by id: only with ids does the UI open its form filled in."""
+    if isinstance(value, list):
+        return [ids_for_slugs(client, v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ref = value.get("$ref")
+    slug = ref.get("block_document_slug") if isinstance(ref, dict) else None
+    if slug is None:
+        return {k: ids_for_slugs(client, v) for k, v in value.items()}
+    from prefect.exceptions import ObjectNotFound
+
+    kind, _, name = str(slug).partition("/")
+    try:
+        block = client.read_block_document_by_name(name, kind, include_secrets=False)
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"the Prefect server knows no block {slug!r}", remedy="make it in the UI, or correct it"
+        ) from error
+    return {"$ref": {"block_document_id": str(block.id)}}
+
+
+def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> set[str]:
+    """Refuse parameters the flow would refuse, and storages written out in them; the devices they name."""
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.transfer.job import TransferJob
+
+    job = parameters.get("job")
+    if isinstance(job, dict):
+        storages = [job.get("source"), job.get("destination"), *(job.get("destinations") or [])]
+        if not all(s is None or (isinstance(s, dict) and set(s) == {"$ref"}) for s in storages):
+            raise ConfigError(
+                "a storage is written out in the parameters, where anybody can read its secrets",
+                remedy="make a block of it and name it: `$ref: {block_document_slug: TYPE/NAME}`, or deploy a JOB.yaml",
+            )
+    try:
+        checked = flow.validate_parameters(parameters)
+    except (ParameterTypeError, TypeError) as error:
+        raise ConfigError(f"flow {flow.name!r} would not take these parameters: {error}") from error
+    devices = {v.device for v in checked.values() if isinstance(v, TransferJob)} | {parameters.get("device")}
+    return {d for d in devices if d}
+
+
+def _load_flow(entrypoint: str) -> Flow[..., Any]:
+    """The flow of a module entrypoint. ConfigError for a file: a worker elsewhere would look for it in its own folder."""
+    from prefect.exceptions import MissingFlowError
+    from prefect.flows import load_flow_from_entrypoint
+
+    if ":" in entrypoint:
+        raise ConfigError(f"entrypoint {entrypoint!r} is a file; write the module, such as {ENTRYPOINT}")
+    try:
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except (ImportError, AttributeError, ValueError, MissingFlowError) as error:
+        raise ConfigError(f"entrypoint {entrypoint!r} cannot be loaded: {error}") from error
+
+
+def _schedule(entry: Any) -> Any:
+    """A schedule of prefect.yaml (`cron`, `interval` or `rrule`, with `timezone`) as the client wants it."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+    from pydantic import ValidationError
+
+    classes = {"cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule}
+    kinds = [k for k in classes if isinstance(entry, dict) and k in entry]
+    if len(kinds) != 1:
+        raise ConfigError(f"a schedule has one of {', '.join(classes)}; this one is {entry!r}")
+    outer = {k: entry[k] for k in ("active", "parameters", "slug") if k in entry}
+    try:
+        inner = classes[kinds[0]].model_validate({k: v for k, v in entry.items() if k not in outer})
+        return DeploymentScheduleCreate(schedule=inner, **outer)
+    except ValidationError as error:
+        raise ConfigError(f"bad schedule {entry!r}: {error}") from error
+
+
+def _triggers(name: str, entries: Sequence[dict[str, Any]]) -> list[Any]:
+    """Triggers of prefect.yaml, named after their deployment where they have no name."""
+    from prefect.events import DeploymentTriggerTypes
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
+    try:
+        named = [{"name": f"{name}: trigger {i}", **e} for i, e in enumerate(entries, 1)]
+        return [adapter.validate_python(e) for e in named]
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"bad trigger: {error}") from error
+
+
+def _ref(storage: Storage) -> dict[str, Any]:
+    return {"$ref": {"block_document_id": str(storage._block_document_id)}}
+
+
+def _fingerprint(content: Any) -> str:
+    return "onblock-" + hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: JOB.yaml files as arguments. 0, or 2 with a message where something is not as it should be."""
+    try:
+        report = bootstrap(sys.argv[1:] if argv is None else argv)
+    except OnblockError as error:
+        print(f"bootstrap: {error}", file=sys.stderr)
+        return 2
+    for what, lines in (("made", report.made), ("changed", report.changed)):
+        for line in lines:
+            print(f"{what:8}{line}")
+    print(f"{'kept':8}{len(report.kept)} as they were")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

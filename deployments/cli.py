@@ -1,0 +1,411 @@
+"""The command line `onblock`. What each command does is in `flows/`; here are words, options and exit codes.
+
+Exit codes: 0 all is where it belongs; 1 some files are not, or could not be verified; 2 the job, the options or the
+machine are not fit to run it; 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flows.transfer.job import TransferJob
+    from flows.transfer.plan import Shipment
+    from flows.transfer.progress import Meter, Receipt
+
+app = typer.Typer(
+    name="onblock", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Take recordings off devices when a flight ends, and bring them verified to storage.",
+)  # fmt: skip
+transfers_app = typer.Typer(help="Look at files in the ledger, and ask for them again.", invoke_without_command=True)
+app.add_typer(transfers_app, name="transfers")
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
+Flight = Annotated[str | None, typer.Option(help="The flight the files belong to: {flight} in the job's path.")]
+Device = Annotated[str | None, typer.Option(help="The device they come from: {device}, and its limit of tasks.")]
+
+
+# -- run, plan, verify ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    job_file: JobFile, flight: Flight = None, device: Device = None, as_json: Json = False,
+    files: Annotated[bool, typer.Option("--files", help="With --json: list every file of this run.")] = False,
+) -> None:  # fmt: skip
+    """Run a job now, in this process. A flow run where PREFECT_API_URL is set, else without Prefect's API."""
+    from flows.transfer.flow import all_well, run_here
+    from flows.transfer.job import load_job
+
+    job = load_job(job_file)
+    if _api_url():
+        summary = _flow_run(job, flight, device)
+    else:
+        with _Bar(job.name, quiet=as_json) as bar:
+            summary = run_here(job, flight=flight, device=device, watcher=bar)
+    if as_json:
+        _print_json(summary | ({"files": _files_of(summary["run_id"])} if files else {}))
+    else:
+        _print_summary(summary)
+    raise typer.Exit(0 if all_well(summary) else 1)
+
+
+def _flow_run(job: TransferJob, flight: str | None, device: str | None) -> dict[str, Any]:
+    from flows.transfer.flow import transfer
+
+    state = transfer(job, flight=flight, device=device, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@app.command()
+def plan(
+    job_file: JobFile, flight: Flight = None, device: Device = None, as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=0, help="Show at most so many files.")] = 50,
+) -> None:  # fmt: skip
+    """Show what a run would do. Nothing is touched, the ledger neither."""
+    from blocks import names
+    from flows.ledger import Ledger
+    from flows.transfer.flow import shipments
+    from flows.transfer.job import load_job
+    from flows.transfer.run import TransferRun
+
+    job = load_job(job_file)
+    listed: list[dict[str, Any]] = []
+    count = size = number = 0
+    with Ledger.open(create=False) as ledger, TransferRun(job, ledger, flight=flight, device=device, dry=True) as dry:
+        for shipment in shipments(dry):
+            number += 1
+            for item in shipment.items:
+                count += len(item.legs)
+                size += item.file.size * len(item.legs)
+                for leg in item.legs:
+                    if len(listed) < limit:
+                        place = job.destinations[leg.way].place()
+                        listed.append({
+                            "path": names.display(item.file.path), "size": item.file.size, "shipment": number,
+                            "to": f"{place}/{names.display(leg.dest_path)}",
+                        })  # fmt: skip
+        total, scanned = dry.meter.total, dry.scanned
+    report = {
+        "job": job.name, "scanned": scanned.files, "to_deliver": count, "bytes": size, "shipments": number,
+        "duplicates": total.duplicates, "deferred": total.deferred, "failed": total.failed, "blocked": total.blocked,
+        "settling": scanned.settling, "files": listed,
+    }  # fmt: skip
+    if as_json:
+        _print_json(report)
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "bytes", "shipment", "goes to", title=f"{job.name}: {count} to deliver, {decimal(size)}")
+    for row in listed:
+        table.add_row(Text(row["path"]), f"{row['size']:,}", str(row["shipment"]), Text(row["to"]))
+    if count > len(listed):
+        table.add_row(f"... and {count - len(listed)} more", "", "", "")
+    console = Console()
+    console.print(table)
+    rest = [f"{report[k]} {k}" for k in ("duplicates", "settling", "deferred", "blocked", "failed") if report[k]]
+    console.print(f"{scanned.files} scanned, {number} shipments" + "".join(f", {r}" for r in rest))
+
+
+@app.command()
+def verify(job_file: JobFile, as_json: Json = False) -> None:
+    """Hash every delivered file of a job at its destination, and hold it against the ledger. Writes nothing there."""
+    from blocks import names
+    from flows.ledger import Ledger
+    from flows.transfer.job import load_job
+    from flows.transfer.verify import Verified, verify_route
+
+    job = load_job(job_file)
+    results: dict[str, Verified] = {}
+    with Ledger.open() as ledger:
+        for storage in job.destinations:
+            shown = time.monotonic()
+            for outcome in verify_route(ledger, job.name, storage):
+                results[storage.place()] = outcome
+                if sys.stderr.isatty() and not as_json and time.monotonic() - shown > 1:
+                    shown = time.monotonic()
+                    print(f"\r{outcome.checked} checked", end="", file=sys.stderr)
+    bad = any(r.damaged or r.unverified for r in results.values())
+    if as_json:
+        _print_json({"job": job.name, "destinations": {p: r.as_dict() for p, r in results.items()}})
+    else:
+        for place, r in results.items():
+            print(f"{place}: {r.checked - len(r.damaged)} of {r.checked} files are as they were delivered")
+            for path, problem in r.damaged:
+                print(f"  DAMAGED {names.display(path)}: {problem}")
+            for path, problem in r.unverified:
+                print(f"  NOT VERIFIED {names.display(path)}: {problem}")
+        if any(r.damaged for r in results.values()):
+            print(f"`onblock transfers retry --job {job.name} --state QUARANTINED` has them sent again by the next run")
+    raise typer.Exit(1 if bad else 0)
+
+
+# -- the ledger -----------------------------------------------------------------------------------------------------
+
+JobName = Annotated[str | None, typer.Option("--job", help="Only files of this job.")]
+States = Annotated[list[str] | None, typer.Option("--state", help="Only files in this state; may be given again.")]
+
+
+@transfers_app.callback()
+def transfers(context: typer.Context) -> None:
+    """Without a command: how many files of each job are in which state."""
+    if context.invoked_subcommand is not None:
+        return
+    from flows.ledger import Ledger
+
+    with Ledger.open(create=False) as ledger:
+        counts = ledger.counts()
+    if not counts:
+        print("the ledger is empty: nothing has been run yet")
+        return
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("job", "destination", "state", "files", "size")
+    for job, destination, state, files, size in counts:
+        table.add_row(job, destination, state, f"{files:,}", decimal(size))
+    Console().print(table)
+
+
+@transfers_app.command("list")
+def transfers_list(
+    job: JobName = None, state: States = None, as_json: Json = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+) -> None:  # fmt: skip
+    """List files with their state, and what is wrong with them."""
+    from blocks import names
+    from flows.ledger import Ledger
+
+    with Ledger.open(create=False) as ledger:
+        rows = list(ledger.files(job=job, states=_states(state), limit=limit))
+    if as_json:
+        _print_json({"files": [_as_json(r) for r in rows]})
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("id", "job", "file", "bytes", "state", "kind", "what happened")
+    for r in rows:
+        table.add_row(
+            str(r["id"]), r["job"], Text(names.display(r["path"])), f"{r['size']:,}", r["state"], r["kind"] or "",
+            Text(names.display(r["message"]) if r["message"] else ""),
+        )  # fmt: skip
+    Console().print(table)
+
+
+@transfers_app.command("retry")
+def transfers_retry(
+    ids: Annotated[list[int] | None, typer.Argument(help="Numbers as `transfers list` shows them.")] = None,
+    job: JobName = None, state: States = None,
+) -> None:  # fmt: skip
+    """Queue files once more, delivered ones too: the next run of their job takes them."""
+    from blocks.errors import ConfigError
+    from flows.ledger import Ledger
+
+    if not ids and not (job or state):
+        raise ConfigError("say which files: numbers, or --job and --state")
+    with Ledger.open() as ledger:
+        chosen = ids or [r["id"] for r in ledger.files(job=job, states=_states(state))]
+        count = ledger.ask_again(chosen)
+    print(f"{count} queued again; the next run of their job takes them")
+
+
+def _states(given: list[str] | None) -> list[Any]:
+    from blocks.errors import ConfigError
+    from flows.ledger import State
+
+    try:
+        return [State(s.upper()) for s in given or []]
+    except ValueError as error:
+        raise ConfigError(f"{error}; there are {', '.join(State)}") from error
+
+
+# -- the machine ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    job_file: Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Also try the storages of this job.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Check what onblock needs on this machine, and say what to do about what is missing."""
+    from deployments.doctor import examine
+
+    checks = examine(job_file)
+    if as_json:
+        _print_json({"checks": [c._asdict() for c in checks]})
+    else:
+        for c in checks:
+            print(f"{'ok  ' if c.ok else 'BAD ' if c.ok is False else '--  '} {c.what}: {c.found}")
+    raise typer.Exit(1 if any(c.ok is False for c in checks) else 0)
+
+
+@app.command()
+def up(
+    jobs: Annotated[list[Path] | None, typer.Argument(metavar="[JOB.yaml ...]", help="Jobs to deploy.")] = None,
+    host: Annotated[str, typer.Option(help="Address the server listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port the server listens on.")] = 4200,
+) -> None:
+    """Start a Prefect server and a worker, register blocks, limits and jobs, and say where they are."""
+    from deployments.up import up as start
+
+    raise typer.Exit(start(jobs or [], host=host, port=port))
+
+
+@app.command()
+def demo() -> None:
+    """A flight in miniature: recordings are made, delivered, verified; then again, with nothing left to do."""
+    from deployments.demo import demo as show
+
+    raise typer.Exit(show())
+
+
+# -- what people and programs read ------------------------------------------------------------------------------------
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _files_of(run_id: str) -> list[dict[str, Any]]:
+    from flows.ledger import Ledger
+
+    with Ledger.open() as ledger:
+        return [_as_json(r) for r in ledger.files(run_id=run_id)]
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    from blocks import names
+
+    wanted = (
+        "id", "job", "destination", "path", "size", "mtime_ns", "state", "kind", "stage", "message", "dest_path", "sha256",
+        "verified_by", "tries", "next_attempt_at", "flight", "device",
+    )  # fmt: skip
+    out = {k: row[k] for k in wanted}
+    for k in ("path", "dest_path"):
+        out[k] = None if out[k] is None else names.display(out[k])
+    return out
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+
+    from flows.transfer.flow import told
+
+    out = Console(highlight=False)
+    seconds = summary["seconds"]
+    rate = f", {decimal(int(summary['bytes'] / seconds))}/s" if seconds and summary["bytes"] else ""
+    out.print(
+        f"[bold]{summary['job']}[/]: {told(summary)}; {decimal(summary['bytes'])} in {seconds:.1f} s{rate}", markup=True
+    )
+    for how, n in summary["verified_by"].items():
+        out.print(f"  {n} verified by {how}", markup=False)
+    for d in summary["destinations"]:
+        out.print(f"  at {d['place']}" + (f"/{d['folder']}" if d["folder"] else ""), markup=False)
+        if d["manifest"] and (summary["delivered"] or summary["adopted"]):
+            out.print(f"  manifest {d['manifest']}", markup=False)
+    if summary["failed"] or summary["blocked"] or summary["deferred"]:
+        out.print(
+            f"  see `onblock transfers list --job {summary['job']} --state FAILED --state BLOCKED --state QUEUED`",
+            markup=False,
+        )
+
+
+class _Bar:
+    """A progress bar on a terminal; nothing where there is none."""
+
+    def __init__(self, job: str, *, quiet: bool):
+        self._job, self._quiet = job, quiet or not sys.stderr.isatty()
+        self._progress: Any = None
+
+    def __enter__(self) -> _Bar:
+        if not self._quiet:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[files]}"), console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._progress.add_task(self._job, total=None, files="")
+            self._progress.start()
+        return self
+
+    def tick(self, meter: Meter) -> None:
+        """Once a second, from the run."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task, total=meter.bytes_planned or None, completed=meter.bytes_done,
+                files=f"{meter.files_done:,}/{meter.files_planned:,}{'+' if meter.scanning else ''} files",
+            )  # fmt: skip
+
+    def shipment(self, event: str, shipment: Shipment, receipt: Receipt | None = None) -> None:
+        """Nothing: the bar moves each second."""
+
+    def __exit__(self, *exc: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _api_url() -> str | None:
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def main() -> None:
+    """The console script."""
+    from blocks.errors import OnblockError
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger("onblock").addHandler(handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    # the whole of a traceback is for us, not for whoever runs a job
+    try:
+        app()
+    except OnblockError as error:
+        print(f"onblock: {error}", file=sys.stderr)
+        if os.environ.get("ONBLOCK_DEBUG"):
+            raise
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("onblock: interrupted; run it again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""`onblock up`: a Prefect server and a worker on this machine, set up for onblock, until Ctrl-C.
+
+Starts `prefect server`, waits until it answers, runs `deployments.bootstrap`, starts a process worker for the pool
+`onblock`, says where everything is, and watches. What it starts it also ends: runs first, so that a mover can write
+down how far it came, then the worker, then the server. What is registered is decided in `bootstrap.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from deployments.bootstrap import POOL, home
+
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+"""Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""
+HEALTHY_WITHIN = 120.0
+"""Seconds a server may take to answer; a first start creates its database."""
+GRACE = 15.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+class Child(NamedTuple):
+    """A process started here, leader of its own process group; `log` where its output goes to a file."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path | None
+
+
+class Stop:
+    """Whether somebody asked us to end. No `threading.Event`: its `set` in a signal handler can block on its `wait`."""
+
+    asked = False
+
+    def ask(self, *_: object) -> None:
+        """The signal handler."""
+        self.asked = True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, at most that long; whether to stop."""
+        deadline = time.monotonic() + seconds
+        while not self.asked and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return self.asked
+
+
+def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
+    """Run server and worker until SIGINT or SIGTERM. 0 then; 1 if something died; 2 if the port or a job is no good."""
+    if trouble := port_trouble(host, port):
+        print(f"onblock up: {trouble}", file=sys.stderr)
+        return 2
+    logs = home() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    url = f"http://{_reachable(host)}:{port}"
+    env = environment(os.environ, host, port, url)
+
+    stop = Stop()
+    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    children: list[Child] = []
+    try:
+        command = ["prefect", "server", "start", "--host", host, "--port", str(port)]
+        children.append(_start("the Prefect server", command, env, logs / "server.log"))
+        print(f"starting the Prefect server on {url} ...", flush=True)
+        if not _wait_healthy(f"{url}/api/health", children[0], stop):
+            return 0 if stop.asked else _report(children[0])
+        children.append(_start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env))
+        if code := _wait_end(children[-1], children[:1], stop):
+            return code
+        if stop.asked:
+            return 0
+        children[1:] = [_start("the worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], env)]
+        print(_welcome(url, logs), flush=True)
+        while not stop.wait(0.5):
+            for child in children:
+                if child.process.poll() is not None:
+                    return _report(child)
+        return 0
+    finally:
+        _end(children)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def port_trouble(host: str, port: int) -> str | None:
+    """Why nothing can listen there, in one line; None if it can."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: TIME_WAIT is no hindrance
+            probe.bind(address)
+    except socket.gaierror as error:
+        return f"host {host!r} is not known here: {error.strerror}"
+    except OverflowError:
+        return f"{port} is no port; ports go from 1 to 65535"
+    except OSError as error:
+        return (
+            f"cannot listen on {host} port {port}: {error.strerror} (choose another with `--port`, or end what uses it)"
+        )
+    return None
+
+
+def environment(given: Mapping[str, str], host: str, port: int, url: str) -> dict[str, str]:
+    """The environment for server, bootstrap and worker. What the user set stays, except the address of the API."""
+    env = dict(given)
+    defaults = {
+        "ONBLOCK_HOME": str(home()),
+        "PREFECT_HOME": str(home() / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # default 10: a flight would wait that long for its transfer
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without heartbeats a run cut off by a power failure is Running for ever
+    }  # fmt: skip
+    for key, value in defaults.items():
+        env.setdefault(key, value)
+    if login := env.get("PREFECT_SERVER_API_AUTH_STRING"):
+        env.setdefault("PREFECT_API_AUTH_STRING", login)
+    # the page in the browser calls the API where these say, whatever `--port` says
+    env |= {
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_API_HOST": host,
+        "PREFECT_SERVER_API_PORT": str(port),
+    }
+    return env
+
+
+def _reachable(host: str) -> str:
+    """`host` as it stands in a URL: a server on all addresses is reached on the loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def _start(name: str, module: list[str], env: dict[str, str], log: Path | None = None) -> Child:
+    """Start a module of this Python in a process group of its own: a Ctrl-C in the terminal reaches only us."""
+    command = [sys.executable, "-m", *module]
+    if log is None:
+        return Child(name, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True), None)
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Child(name, process, log)
+
+
+def _wait_healthy(address: str, server: Child, stop: Stop) -> bool:
+    """Whether the server answers before it dies, the time is over, or we are asked to stop."""
+    deadline = time.monotonic() + HEALTHY_WITHIN
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy to ourselves
+    while server.process.poll() is None and time.monotonic() < deadline and not stop.wait(0.2):
+        try:
+            with opener.open(address, timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            continue
+    return False
+
+
+def _wait_end(child: Child, others: list[Child], stop: Stop) -> int:
+    """Wait until `child` is done: its exit code, 0 if we are asked to stop, 1 if one of the others died meanwhile."""
+    while child.process.poll() is None and not stop.wait(0.1):
+        for other in others:
+            if other.process.poll() is not None:
+                return _report(other)
+    return child.process.returncode or 0
+
+
+def _report(child: Child) -> int:
+    """Say that a child ended or never came up, with the end of its log; the exit code for that."""
+    code = child.process.poll()
+    if code is None:
+        what = f"does not answer after {HEALTHY_WITHIN:.0f} s"
+    else:
+        what = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
+    print(f"onblock up: {child.name} (pid {child.process.pid}) {what}; ending everything", file=sys.stderr)
+    if child.log:
+        lines = child.log.read_text(errors="replace").splitlines()[-15:]
+        print("\n".join([f"the end of {child.log}:", *(f"    {line}" for line in lines)]), file=sys.stderr)
+    return 1
+
+
+def _welcome(url: str, logs: Path) -> str:
+    prefect = "prefect" if shutil.which("prefect") else Path(sys.executable).with_name("prefect")
+    return f"""
+onblock is up.
+
+    Prefect UI       {url}
+    Prefect API      {url}/api
+    server log       {logs / "server.log"}
+
+In another terminal:
+
+    export PREFECT_API_URL={url}/api
+    {prefect} deployment run transfer/demo-flight --watch
+
+Ctrl-C ends all of it."""
+
+
+# -- ending what was started ------------------------------------------------------------------------------------
+
+
+def _end(children: list[Child]) -> None:
+    """End all children, the last one first, each after its descendants: Prefect's worker runs flows in sessions of
+    their own, which a signal to the worker's group does not reach, and which a worker that ends leaves behind."""
+    for child in reversed(children):
+        below = descendants(child.process.pid) if child.process.poll() is None else []
+        if child.name == "the worker":
+            _terminate(below)  # runs end while the worker is there to report them
+        _terminate([*below, *_identified([child.process.pid])], child.process)
+        _signal_group(child.process.pid, signal.SIGKILL)  # whoever of its group is left
+        child.process.wait()
+
+
+def descendants(pid: int) -> list[tuple[int, int]]:
+    """Children of `pid` and theirs, as (pid, start time): the start time tells a process from a later one of that pid."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            parents.setdefault(int(stat[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return _identified(found)
+
+
+def _identified(pids: Sequence[int]) -> list[tuple[int, int]]:
+    return [(pid, int(stat[19])) for pid in pids if (stat := _stat(pid))]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the state on, proc(5): [0] state, [1] parent, [19] start time in clock ticks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:  # it ended meanwhile
+        return None
+
+
+def _terminate(processes: list[tuple[int, int]], child: subprocess.Popen[bytes] | None = None) -> None:
+    """SIGTERM to each, then, to those that are still there after the grace, SIGKILL."""
+    for number, grace in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5.0)):
+        for pid, _ in _living(processes):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + grace
+        while _living(processes) and time.monotonic() < deadline:
+            if child is not None:
+                child.poll()  # reaps it
+            time.sleep(0.05)
+        if not _living(processes):
+            return
+
+
+def _living(processes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return [(p, t) for p, t in processes if (stat := _stat(p)) and int(stat[19]) == t and stat[0] != "Z"]
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(up([Path(a) for a in sys.argv[1:]]))

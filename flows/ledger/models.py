@@ -1,0 +1,123 @@
+"""The tables of the ledger. How they are read and written is in `store.py`; how they came to be in `migrations/`.
+
+Times ending in `_at` are milliseconds since the epoch, UTC. Paths are text as `blocks.names.to_text` writes them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from flows.ledger.states import DONE
+
+BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER column
+
+
+class Base(DeclarativeBase):
+    """Names constraints alike on every database, so that migrations can speak of them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Identity(Base):
+    """One row: which ledger this is. A new database is another ledger, whatever Prefect has cached."""
+
+    __tablename__ = "identity"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+
+
+class Route(Base):
+    """One job's way to one destination: what dedup is decided over. A job that gets another destination sends again."""
+
+    __tablename__ = "routes"
+    __table_args__ = (UniqueConstraint("job", "destination"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    job: Mapped[str] = mapped_column(String(100))
+    destination: Mapped[str] = mapped_column(Text)  # Storage.place()
+    created_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Run(Base):
+    """One run of a job. Its heartbeat is the lease of all rows it holds: one write, however many files."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    job: Mapped[str] = mapped_column(String(100))
+    flight: Mapped[str | None] = mapped_column(String(100))
+    device: Mapped[str | None] = mapped_column(String(100))
+    worker: Mapped[str] = mapped_column(String(255))  # host:pid:start of the process, to tell a dead one at once
+    flow_run_id: Mapped[str | None] = mapped_column(String(36))
+    started_at: Mapped[int] = mapped_column(BigInteger)
+    heartbeat_at: Mapped[int] = mapped_column(BigInteger)
+    ended_at: Mapped[int | None] = mapped_column(BigInteger)
+    summary: Mapped[str | None] = mapped_column(Text)  # JSON, as `onblock run --json` prints it
+
+
+class Manifest(Base):
+    """One `checksums.sha256`, which several jobs may share. `version` counts changes in the ledger, `written` is the
+    last one that is in the file."""
+
+    __tablename__ = "manifests"
+    __table_args__ = (UniqueConstraint("destination", "path"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    destination: Mapped[str] = mapped_column(Text)
+    path: Mapped[str] = mapped_column(Text)
+    version: Mapped[int] = mapped_column(BigInteger, default=0)
+    written: Mapped[int] = mapped_column(BigInteger, default=0)
+    writer: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+
+
+class File(Base):
+    """One file version on one route."""
+
+    __tablename__ = "files"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    route_id: Mapped[int] = mapped_column(ForeignKey("routes.id"))
+    path: Mapped[str] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    etag: Mapped[str] = mapped_column(Text, default="")
+
+    state: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str | None] = mapped_column(String(16))  # blocks.errors.Kind of the last failure
+    stage: Mapped[str | None] = mapped_column(String(16))  # scan, gate, read, write, verify, commit
+    message: Mapped[str | None] = mapped_column(Text)
+    dest_path: Mapped[str | None] = mapped_column(Text)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    verified_by: Mapped[str | None] = mapped_column(String(16))  # how the delivery was proven
+    bytes_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    journal: Mapped[str | None] = mapped_column(Text)  # JSON: what a resume needs
+
+    attempt: Mapped[int] = mapped_column(Integer, default=0)  # fencing token: each claim adds one
+    run_id: Mapped[str | None] = mapped_column(String(36))  # who holds it, or saw it last
+    tries: Mapped[int] = mapped_column(Integer, default=0)  # failures since it was queued
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[int | None] = mapped_column(BigInteger)
+
+    flight: Mapped[str | None] = mapped_column(String(100))
+    device: Mapped[str | None] = mapped_column(String(100))
+    manifest_id: Mapped[int | None] = mapped_column(ForeignKey("manifests.id"))
+    queued_at: Mapped[int] = mapped_column(BigInteger)
+    done_at: Mapped[int | None] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+    _open = text("state NOT IN ({})".format(", ".join(f"'{s}'" for s in sorted(DONE))))
+    _hashed = text("sha256 IS NOT NULL")
+    __table_args__ = (
+        UniqueConstraint("route_id", "path", "size", "mtime_ns", "etag", name="uq_files_version"),
+        Index("ix_files_open", "route_id", "state", sqlite_where=_open, postgresql_where=_open),
+        Index("ix_files_sha256", "sha256", sqlite_where=_hashed, postgresql_where=_hashed),
+        Index("ix_files_manifest", "manifest_id"),
+    )

@@ -1,0 +1,689 @@
+"""Reading and writing the ledger: pages of rows, one transaction each, never one per small file.
+
+A `Ledger` is shared by the threads of a process; each call takes a connection of its own. What is decided with the
+rows is in `flows/transfer`. Every write that changes a row's state names the attempt it was claimed with: a row that
+somebody else has claimed since is left alone (fencing), and the caller is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    create_engine,
+    event,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)  # fmt: skip
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import aliased
+from sqlalchemy.pool import StaticPool
+from sqlalchemy.schema import CreateTable
+
+from blocks import names
+from blocks.errors import ConfigError, DiskFull, Kind, NetworkError, OnblockError, UnknownError
+from blocks.storage.base import FileInfo
+from flows.ledger import migrate
+from flows.ledger.models import File, Identity, Manifest, Route, Run
+from flows.ledger.states import ACTIVE, DONE, State, check_moves, sources
+
+LEASE_MS = 60_000
+"""A run without a heartbeat for so long has lost its rows."""
+HEARTBEAT_S = 10.0
+PROBLEM = "!problem"
+"""The etag of rows that stand for something that cannot be taken: a socket, a folder that cannot be read."""
+
+_temp = MetaData()
+_seen = Table(
+    "seen", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
+    Column("mtime_ns", BigInteger), Column("etag", Text), prefixes=["TEMPORARY"],
+)  # fmt: skip
+_done = Table(
+    "outcome", _temp, Column("id", BigInteger), Column("attempt", Integer), Column("state", String),
+    Column("kind", String), Column("stage", String), Column("message", Text), Column("dest_path", Text),
+    Column("sha256", String), Column("verified_by", String), Column("bytes_done", BigInteger),
+    Column("tries", Integer), Column("next_attempt_at", BigInteger), prefixes=["TEMPORARY"],
+)  # fmt: skip
+
+
+def now_ms() -> int:
+    """The wall clock, as the ledger keeps it."""
+    return time.time_ns() // 1_000_000
+
+
+class Row(NamedTuple):
+    """What a transfer needs to know of a row."""
+
+    id: int
+    route_id: int
+    path: str
+    size: int
+    mtime_ns: int
+    etag: str
+    state: State
+    kind: Kind | None
+    attempt: int
+    tries: int
+    next_attempt_at: int | None
+    dest_path: str | None
+    queued_at: int
+    message: str | None
+
+
+_COLUMNS = [getattr(File, name) for name in Row._fields]
+
+
+def _row(values: Sequence[Any]) -> Row:
+    row = Row(*values)
+    return row._replace(
+        path=names.from_text(row.path), state=State(row.state), kind=Kind(row.kind) if row.kind else None,
+        dest_path=None if row.dest_path is None else names.from_text(row.dest_path),
+    )  # fmt: skip
+
+
+class NewFile(NamedTuple):
+    """A file version to enter into the ledger."""
+
+    route_id: int
+    info: FileInfo
+    dest_path: str | None
+    manifest_id: int | None
+    state: State = State.QUEUED
+    failure: OnblockError | None = None
+    stage: str | None = None
+
+
+class Claim(NamedTuple):
+    """A row that is ours for now. `attempt` is the fencing token."""
+
+    id: int
+    attempt: int
+    tries: int
+    queued_at: int
+
+
+class Outcome(NamedTuple):
+    """What became of a claimed row."""
+
+    id: int
+    attempt: int
+    state: State
+    dest_path: str | None = None
+    sha256: str | None = None
+    verified_by: str | None = None
+    bytes_done: int = 0
+    failure: OnblockError | None = None
+    stage: str | None = None
+    tries: int = 0
+    next_attempt_at: int | None = None
+
+
+def default_url() -> str:
+    """ONBLOCK_LEDGER_URL, or SQLite in ONBLOCK_HOME."""
+    return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
+
+
+def home() -> Path:
+    """The folder of onblock's own state: ONBLOCK_HOME, or ~/.onblock."""
+    return Path(os.environ.get("ONBLOCK_HOME") or "~/.onblock").expanduser().resolve()
+
+
+class Ledger:
+    """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.identity = ""  # of this database, so that nothing cached outlives it
+        self._sqlite = engine.dialect.name == "sqlite"
+        self._placeholder = "?" if engine.dialect.paramstyle == "qmark" else "%s"
+
+    @classmethod
+    def open(cls, url: str | None = None, *, create: bool = True) -> Self:
+        """Connect, and bring the tables up to date. Without `create`, a missing SQLite file is an empty ledger in memory."""
+        url = url or default_url()
+        try:
+            parsed = make_url(url)
+            if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            engine = _engine(parsed, create)
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise ConfigError(
+                f"the ledger cannot be opened: {error}",
+                remedy="set ONBLOCK_LEDGER_URL to sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DATABASE with "
+                "`pip install 'onblock[postgres]'`",
+            ) from error
+        ledger = cls(engine)
+        with ledger._write() as connection:
+            migrate.upgrade(connection)
+            ledger.identity = connection.execute(select(Identity.id)).scalar_one()
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def begin_run(self, job: str, *, flight: str | None, device: str | None, flow_run_id: str | None = None) -> str:
+        """Enter a run; its id."""
+        run_id, now = str(uuid.uuid4()), now_ms()
+        with self._write() as c:
+            c.execute(
+                insert(Run).values(
+                    id=run_id, job=job, flight=flight, device=device, worker=_worker(), flow_run_id=flow_run_id,
+                    started_at=now, heartbeat_at=now,
+                )
+            )  # fmt: skip
+        return run_id
+
+    def heartbeat(self, run_id: str) -> None:
+        """Renew the lease of all rows that the run holds."""
+        with self._write() as c:
+            c.execute(update(Run).where(Run.id == run_id).values(heartbeat_at=now_ms()))
+
+    def end_run(self, run_id: str, summary: dict[str, Any]) -> None:
+        """The run is over: rows it still holds are free again."""
+        with self._write() as c:
+            self._release(c, [run_id])
+            c.execute(update(Run).where(Run.id == run_id).values(ended_at=now_ms(), summary=json.dumps(summary)))
+
+    def recover(self) -> int:
+        """End the runs that are dead and free their rows: no heartbeat for a lease, or a process that is gone."""
+        with self._read() as c:
+            runs = c.execute(select(Run.id, Run.worker, Run.heartbeat_at).where(Run.ended_at.is_(None))).all()
+        expired = now_ms() - LEASE_MS
+        dead = [r.id for r in runs if r.heartbeat_at < expired or _worker_is_dead(r.worker)]
+        if not dead:
+            return 0
+        with self._write() as c:
+            c.execute(update(Run).where(Run.id.in_(dead)).values(ended_at=now_ms()))
+            return self._release(c, dead)
+
+    def _release(self, c: Connection, run_ids: list[str]) -> int:
+        check_moves((s, State.QUEUED) for s in ACTIVE)
+        return c.execute(
+            update(File)
+            .where(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
+            .values(state=State.QUEUED, next_attempt_at=None, updated_at=now_ms())
+        ).rowcount
+
+    def route(self, job: str, destination: str) -> int:
+        """The id of a job's way to a destination, made at need."""
+        found = select(Route.id).where(Route.job == job, Route.destination == destination)
+        with self._write() as c:
+            self._insert_new(c, Route, [{"job": job, "destination": destination, "created_at": now_ms()}])
+            return c.execute(found).scalar_one()
+
+    def find_route(self, job: str, destination: str) -> int | None:
+        """The id of a route that exists, or None."""
+        with self._read() as c:
+            return c.execute(select(Route.id).where(Route.job == job, Route.destination == destination)).scalar()
+
+    # -- files: what is known, what is to be done -------------------------------------------------------------------
+
+    def compare(self, route_id: int, page: Sequence[FileInfo]) -> tuple[list[int], list[Row]]:
+        """Hold a page of a listing against the ledger, in one query: (indices of new versions, rows not yet done).
+
+        Versions that are done are in neither: a run over known files writes nothing and builds nothing.
+        """
+        with self._read() as c:
+            self._fill(c, _seen, [
+                (n, names.to_text(f.path), f.size, f.mtime_ns, f.etag) for n, f in enumerate(page)
+            ])  # fmt: skip
+            rows = c.execute(
+                select(_seen.c.n, *_COLUMNS)
+                .select_from(_seen.outerjoin(File, self._same_version(route_id)))
+                .where(or_(File.id.is_(None), File.state.not_in(DONE)))
+            ).all()
+        return [r[0] for r in rows if r[1] is None], [_row(r[1:]) for r in rows if r[1] is not None]
+
+    def enter(self, run_id: str, files: Sequence[NewFile], *, flight: str | None, device: str | None) -> list[Row]:
+        """Enter new versions, all of one route; their rows, also those that another run entered meanwhile."""
+        if not files:
+            return []
+        now, route_id = now_ms(), files[0].route_id
+        values = []
+        for f in files:
+            values.append({
+                "route_id": route_id, "path": names.to_text(f.info.path), "size": f.info.size,
+                "mtime_ns": f.info.mtime_ns, "etag": f.info.etag, "state": f.state,
+                "kind": f.failure.kind if f.failure else None, "stage": f.stage,
+                "message": str(f.failure) if f.failure else None,
+                "dest_path": None if f.dest_path is None else names.to_text(f.dest_path),
+                "manifest_id": f.manifest_id, "bytes_done": 0, "attempt": 0, "tries": 0, "priority": 0,
+                "run_id": run_id, "flight": flight, "device": device, "queued_at": now, "updated_at": now,
+            })  # fmt: skip
+        with self._write() as c:
+            self._fill(c, _seen, [
+                (n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag) for n, f in enumerate(files)
+            ])  # fmt: skip
+            self._insert_new(c, File, values)
+            return [_row(r) for r in c.execute(
+                select(*_COLUMNS).select_from(_seen.join(File, self._same_version(route_id))).order_by(_seen.c.n)
+            )]  # fmt: skip
+
+    def requeue(self, run_id: str, rows: Sequence[Row]) -> list[Row]:
+        """Put rows that failed, were blocked or were asked for again back into the queue; those that could be."""
+        if not rows:
+            return []
+        check_moves({(r.state, State.QUEUED) for r in rows})
+        moved: set[int] = set()
+        with self._write() as c:
+            for page in _pages([r.id for r in rows]):
+                moved |= set(c.execute(
+                    update(File).where(File.id.in_(page), File.state.in_(sources(State.QUEUED) - ACTIVE))
+                    .values(state=State.QUEUED, run_id=run_id, tries=0, next_attempt_at=None, queued_at=now_ms(),
+                            updated_at=now_ms())
+                    .returning(File.id)
+                ).scalars())  # fmt: skip
+        return [r._replace(state=State.QUEUED, tries=0) for r in rows if r.id in moved]
+
+    def mark_seen(self, run_id: str, rows: Sequence[Row]) -> None:
+        """Note that this run's listing still shows these versions, which nobody works on."""
+        with self._write() as c:
+            for page in _pages([r.id for r in rows]):
+                c.execute(update(File).where(File.id.in_(page), File.state.not_in(ACTIVE)).values(run_id=run_id))
+
+    def gone(self, route_id: int, run_id: str) -> Iterator[list[tuple[Row, bool]]]:
+        """Pages of rows that wait for a file which a complete listing by `run_id` did not show.
+
+        With each, whether a newer version of its path is known. Rows of other runs that are alive are not among
+        them: their listing may be younger. The caller moves the rows on before it asks for the next page.
+        """
+        gone, newer = aliased(File), aliased(File)
+        alive = select(Run.id).where(Run.ended_at.is_(None), Run.id != run_id)
+        newer_version = select(newer.id).where(
+            newer.route_id == route_id, newer.path == gone.path, newer.id > gone.id
+        ).exists()  # fmt: skip
+        waiting = or_(
+            gone.state == State.QUEUED,
+            and_(gone.etag == PROBLEM, gone.state.in_((State.FAILED, State.BLOCKED))),
+        )
+        while True:
+            with self._read() as c:
+                found = c.execute(
+                    select(*[getattr(gone, name) for name in Row._fields], newer_version)
+                    .where(
+                        gone.route_id == route_id, waiting,
+                        or_(gone.run_id.is_(None), and_(gone.run_id != run_id, gone.run_id.not_in(alive))),
+                    ).limit(1000)
+                ).all()  # fmt: skip
+            if not found:
+                return
+            yield [(_row(r[:-1]), bool(r[-1])) for r in found]
+
+    # -- files: claim and finish --------------------------------------------------------------------------------------
+
+    def claim(self, run_id: str, row_ids: Sequence[int], to: State = State.DELIVERING) -> dict[int, Claim]:
+        """Take queued rows, in one statement a page: those that were free."""
+        taken: dict[int, Claim] = {}
+        free = sources(to) & {State.QUEUED, State.FETCHED, State.PROCESSED}
+        with self._write() as c:
+            for page in _pages(row_ids):
+                taken |= {r.id: Claim(*r) for r in c.execute(
+                    update(File).where(File.id.in_(page), File.state.in_(free))
+                    .values(state=to, attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
+                    .returning(File.id, File.attempt, File.tries, File.queued_at)
+                )}  # fmt: skip
+        return taken
+
+    def still_queued(self, row_ids: Sequence[int]) -> bool:
+        """Whether any of these rows waits to be moved."""
+        with self._read() as c:
+            return any(
+                c.execute(select(File.id).where(File.id.in_(page), File.state == State.QUEUED).limit(1)).first()
+                for page in _pages(row_ids)
+            )
+
+    def finish(self, outcomes: Sequence[Outcome]) -> set[int]:
+        """Write what became of claimed rows, in one transaction; the ids that were still ours.
+
+        A row whose attempt is another by now, or whose state does not allow the move, is not touched.
+        """
+        if not outcomes:
+            return set()
+        now = now_ms()
+        written: set[int] = set()
+        with self._write() as c:
+            self._fill(c, _done, [
+                (
+                    o.id, o.attempt, o.state, o.failure.kind if o.failure else None, o.stage,
+                    str(o.failure) if o.failure else None, None if o.dest_path is None else names.to_text(o.dest_path),
+                    o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at,
+                )
+                for o in outcomes
+            ])  # fmt: skip
+            for state in {o.state for o in outcomes}:
+                written |= set(c.execute(
+                    update(File)
+                    .where(File.id == _done.c.id, File.attempt == _done.c.attempt, _done.c.state == state,
+                           File.state.in_(sources(state) & ACTIVE))
+                    .values(
+                        state=_done.c.state, kind=_done.c.kind, stage=_done.c.stage, message=_done.c.message,
+                        dest_path=func.coalesce(_done.c.dest_path, File.dest_path), sha256=_done.c.sha256,
+                        verified_by=_done.c.verified_by, bytes_done=_done.c.bytes_done, tries=_done.c.tries,
+                        next_attempt_at=_done.c.next_attempt_at, updated_at=now,
+                        done_at=now if state in DONE else None,
+                    )
+                    .returning(File.id)
+                ).scalars())  # fmt: skip
+            changed = select(File.manifest_id).where(
+                File.id == _done.c.id, _done.c.state == State.VERIFIED, File.manifest_id.is_not(None)
+            )
+            c.execute(update(Manifest).where(Manifest.id.in_(changed)).values(version=Manifest.version + 1))
+        return written
+
+    def settle_rows(self, rows: Sequence[Row], state: State, failure: OnblockError, stage: str) -> None:
+        """Move rows that nobody holds aside, with the reason."""
+        check_moves({(r.state, state) for r in rows})
+        with self._write() as c:
+            for row in rows:
+                c.execute(
+                    update(File).where(File.id == row.id, File.state == row.state, File.attempt == row.attempt)
+                    .values(state=state, kind=failure.kind, message=str(failure), stage=stage, updated_at=now_ms())
+                )  # fmt: skip
+
+    def known_content(self, route_id: int, sha256: str) -> str | None:
+        """Where on this route the same content was delivered, if it was."""
+        with self._read() as c:
+            path = c.execute(
+                select(File.dest_path).where(
+                    File.sha256 == sha256, File.route_id == route_id, File.state == State.VERIFIED
+                ).limit(1)
+            ).scalar()  # fmt: skip
+        return None if path is None else names.from_text(path)
+
+    # -- manifests ----------------------------------------------------------------------------------------------------
+
+    def manifest(self, destination: str, path: str) -> int:
+        """The id of a manifest, made at need."""
+        text = names.to_text(path)
+        with self._write() as c:
+            self._insert_new(c, Manifest, [{"destination": destination, "path": text, "version": 0, "written": 0}])
+            return c.execute(
+                select(Manifest.id).where(Manifest.destination == destination, Manifest.path == text)
+            ).scalar_one()
+
+    def claim_manifest(self, destination: str, run_id: str) -> tuple[int, str, int] | None:
+        """(id, path, version) of a manifest that is behind the ledger and that nobody alive is writing."""
+        writer = aliased(Run)
+        behind = (
+            select(Manifest.id, Manifest.path, Manifest.version, writer.worker)
+            .outerjoin(writer, writer.id == Manifest.writer)
+            .where(
+                Manifest.destination == destination, Manifest.written < Manifest.version,
+                or_(Manifest.writer.is_(None), Manifest.writer == run_id, writer.ended_at.is_not(None),
+                    writer.heartbeat_at < now_ms() - LEASE_MS),
+            ).limit(1)
+        )  # fmt: skip
+        with self._write() as c:
+            if not self._sqlite:
+                behind = behind.with_for_update(of=Manifest)
+            found = c.execute(behind).one_or_none()
+            if found is None:
+                return None
+            c.execute(update(Manifest).where(Manifest.id == found.id).values(writer=run_id))
+            return found.id, names.from_text(found.path), found.version
+
+    def manifest_written(self, manifest_id: int, run_id: str, version: int) -> None:
+        """The file on the destination now holds `version`."""
+        with self._write() as c:
+            c.execute(
+                update(Manifest).where(Manifest.id == manifest_id, Manifest.writer == run_id)
+                .values(written=version, writer=None)
+            )  # fmt: skip
+
+    def manifest_lines(self, manifest_id: int) -> Iterator[tuple[str, str]]:
+        """(dest_path, sha256) of all verified files of a manifest, in the order of the path's text, streaming."""
+        key = File.dest_path if self._sqlite else File.dest_path.collate("C")
+        last: str | None = None
+        query = (
+            select(File.dest_path, File.sha256)
+            .where(
+                File.manifest_id == manifest_id, File.state.in_((State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED))
+            )
+            .order_by(key, File.id.desc())
+        )
+        with self._read() as c:
+            for path, sha256 in c.execution_options(yield_per=2000).execute(query):
+                if path != last and sha256 is not None:  # a replaced file: its newest version
+                    yield names.from_text(path), sha256
+                last = path
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def files(
+        self, *, job: str | None = None, states: Iterable[State] = (), run_id: str | None = None,
+        route_id: int | None = None, limit: int | None = None, after: int = 0,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """Rows as mappings of all columns and the route's job and destination, by id, in pages of a bounded size."""
+        while limit is None or limit > 0:
+            query = (
+                select(File.__table__, Route.job, Route.destination)
+                .join(Route, Route.id == File.route_id)
+                .where(File.id > after).order_by(File.id).limit(min(1000, limit or 1000))
+            )  # fmt: skip
+            for column, value in ((Route.job, job), (File.run_id, run_id), (File.route_id, route_id)):
+                if value is not None:
+                    query = query.where(column == value)
+            if states:
+                query = query.where(File.state.in_(list(states)))
+            with self._read() as c:
+                page = [dict(r) for r in c.execute(query).mappings()]
+            for row in page:
+                row["path"] = names.from_text(row["path"])
+                row["dest_path"] = None if row["dest_path"] is None else names.from_text(row["dest_path"])
+                yield row
+            if not page:
+                return
+            after = page[-1]["id"]
+            limit = None if limit is None else limit - len(page)
+
+    def counts(self, job: str | None = None) -> list[tuple[str, str, str, int, int]]:
+        """(job, destination, state, files, bytes) for all routes, or those of one job."""
+        query = (
+            select(Route.job, Route.destination, File.state, func.count(), func.sum(File.size))
+            .join(Route, Route.id == File.route_id).group_by(Route.job, Route.destination, File.state)
+            .order_by(Route.job, Route.destination, File.state)
+        )  # fmt: skip
+        if job is not None:
+            query = query.where(Route.job == job)
+        with self._read() as c:
+            return [(j, d, s, n, int(b or 0)) for j, d, s, n, b in c.execute(query)]
+
+    def ask_again(self, ids: Sequence[int]) -> int:
+        """Queue rows once more on somebody's wish, delivered ones too; how many could be."""
+        allowed = sources(State.QUEUED) - ACTIVE
+        count = 0
+        with self._write() as c:
+            for page in _pages(ids):
+                count += c.execute(
+                    update(File).where(File.id.in_(page), File.state.in_(allowed))
+                    .values(state=State.QUEUED, tries=0, next_attempt_at=None, kind=None, message=None, stage=None,
+                            queued_at=now_ms(), updated_at=now_ms())
+                ).rowcount  # fmt: skip
+        return count
+
+    def was_replaced(self, row_id: int, route_id: int, dest_path: str) -> bool:
+        """Whether a later row was delivered to the same final name."""
+        with self._read() as c:
+            return bool(c.execute(
+                select(File.id).where(
+                    File.route_id == route_id, File.dest_path == names.to_text(dest_path), File.id != row_id,
+                    File.done_at >= select(File.done_at).where(File.id == row_id).scalar_subquery(),
+                    File.state.in_((State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)),
+                ).limit(1)
+            ).scalar())  # fmt: skip
+
+    def mark_damaged(self, row_id: int, failure: OnblockError) -> None:
+        """A delivered file is not what was delivered: quarantined, until somebody asks for it again."""
+        with self._write() as c:
+            c.execute(
+                update(File).where(File.id == row_id, File.state.in_(sources(State.QUARANTINED) - ACTIVE))
+                .values(state=State.QUARANTINED, kind=failure.kind, message=str(failure), stage="verify",
+                        done_at=None, updated_at=now_ms())
+            )  # fmt: skip
+
+    # -- the database -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _same_version(route_id: int) -> Any:
+        return and_(
+            File.route_id == route_id, File.path == _seen.c.path, File.size == _seen.c.size,
+            File.mtime_ns == _seen.c.mtime_ns, File.etag == _seen.c.etag,
+        )  # fmt: skip
+
+    def _fill(self, c: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:
+        """Put rows into a temporary table of this connection, at the driver's own speed."""
+        c.execute(CreateTable(table, if_not_exists=True))
+        c.exec_driver_sql(f"DELETE FROM {table.name}")
+        marks = ", ".join([self._placeholder] * len(table.columns))
+        if rows:
+            c.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)
+
+    def _insert_new(self, c: Connection, model: Any, values: list[dict[str, Any]]) -> None:
+        """Insert rows, leaving alone those whose unique key is there."""
+        if self._sqlite:
+            from sqlalchemy.dialects.sqlite import insert as dialect_insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert as dialect_insert
+        c.execute(dialect_insert(model.__table__).on_conflict_do_nothing(), values)
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with _told(), self.engine.begin() as c:
+            yield c
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        """A transaction that will write: SQLite takes its lock at once, so that it never has to fail half-way."""
+        with _told(), self.engine.connect().execution_options(onblock_write=True) as c, c.begin():
+            yield c
+
+
+def _pages(ids: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
+
+
+def _engine(url: Any, create: bool) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+    if url.get_backend_name() != "sqlite":
+        raise ArgumentError(f"{url.get_backend_name()!r} is no database that onblock knows")
+    path = None if url.database in (None, "", ":memory:") else Path(url.database)
+    if path is None or (not create and not path.exists()):
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the folder of the ledger cannot be made: {os.strerror(error.errno or 0)}", path=str(path.parent),
+                remedy="set ONBLOCK_HOME to a folder you may write to",
+            ) from error  # fmt: skip
+        engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions are begun below, in the mode that fits
+        for pragma in (
+            "journal_mode=WAL",
+            # a power cut may lose the last commits but never tears the database; files of lost rows are found
+            # at their final names by the next run and taken as delivered after a comparison
+            "synchronous=NORMAL",
+            "foreign_keys=ON", "temp_store=MEMORY", "busy_timeout=30000",
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("onblock_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A failure of the database becomes one of the taxonomy."""
+    try:
+        yield
+    except DBAPIError as error:
+        text = str(error.orig)
+        if "disk is full" in text or "No space left" in text:
+            raise DiskFull(f"the ledger cannot be written: {text}", remedy="make room on the ledger's disk") from error
+        if "readonly" in text or "unable to open" in text:
+            raise ConfigError(
+                f"the ledger cannot be used: {text}", remedy="set ONBLOCK_HOME to a folder you may write to"
+            ) from error
+        if "file is not a database" in text or "malformed" in text:
+            raise ConfigError(f"the ledger is damaged: {text}", remedy="restore it, or move it away") from error
+        if error.connection_invalidated or "connect" in text or "locked" in text:
+            raise NetworkError(f"the ledger does not answer: {text.strip()}") from error
+        raise UnknownError(f"the ledger failed: {text.strip()}") from error
+
+
+def _worker() -> str:
+    """This process, so that others on this machine can tell whether it is still there."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _started(pid: int) -> int:
+    """Start tick of a process; 0 if it is gone or a zombie, -1 where /proc cannot tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0 if Path("/proc/self/stat").exists() else -1
+    except OSError:
+        return -1
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _worker_is_dead(worker: str) -> bool:
+    """Whether a process of this machine is certainly gone. Of other machines only the heartbeat tells."""
+    host, pid, started = worker.rsplit(":", 2)
+    return host == socket.gethostname() and _started(int(pid)) not in (int(started), -1)
+
+
+__all__ = [
+    "HEARTBEAT_S",
+    "LEASE_MS",
+    "PROBLEM",
+    "Claim",
+    "Ledger",
+    "NewFile",
+    "Outcome",
+    "Row",
+    "default_url",
+    "home",
+    "now_ms",
+]

@@ -1,0 +1,113 @@
+"""The list of delivered files and their SHA-256 beside them, which `sha256sum -c checksums.sha256` reads.
+
+Written from the ledger after the rows are, merged with lines of the file that the ledger does not know (of another
+onblock, or written by hand). Sorted, so that the merge streams: memory does not grow with the number of files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+from blocks import names
+from blocks.errors import NotFound, OnblockError, SourceVanished
+from blocks.storage.base import Session, aligned_buffer
+from flows.transfer.run import TransferRun
+
+log = logging.getLogger("onblock.transfer")
+
+Line = tuple[bytes, str, str]  # sort key, path below the manifest's folder, digest
+
+
+def write_manifests(run: TransferRun) -> None:
+    """Bring every manifest of the run's destinations up to the ledger. A failure is noted in `run.problems`, and the
+    next run tries again."""
+    for way in run.ways:
+        place = way.storage.place()
+        try:
+            with run.pool.session(way.storage) as session:
+                while (found := run.ledger.claim_manifest(place, run.id)) is not None:
+                    manifest_id, path, version = found
+                    folder = path.rpartition("/")[0]
+                    _write(session, path, merge(known(run, manifest_id, folder), existing(session, path, folder)))
+                    run.ledger.manifest_written(manifest_id, run.id, version)
+        except OnblockError as error:
+            log.error("the manifest at %s is not up to date: %s", place, error)
+            run.problems.append(f"the manifest at {place} is not up to date: {error}")
+
+
+def known(run: TransferRun, manifest_id: int, folder: str) -> Iterator[Line]:
+    """The lines that the ledger knows, sorted."""
+    skip = len(folder) + 1 if folder else 0
+    for path, sha256 in run.ledger.manifest_lines(manifest_id):
+        yield names.to_text(path).encode(), path[skip:], sha256
+
+
+def existing(session: Session, path: str, folder: str) -> Iterator[Line]:
+    """The lines of the file as it is, sorted. Only a file that somebody has put out of order is held in memory."""
+    last = b""
+    for line in _parse(session, path, folder):
+        if line[0] < last:
+            break
+        last = line[0]
+    else:
+        return _parse(session, path, folder)
+    return iter(sorted(_parse(session, path, folder)))
+
+
+def merge(ours: Iterable[Line], theirs: Iterable[Line]) -> Iterator[Line]:
+    """Both sorted streams as one; of one path, our line."""
+    left, right = iter(ours), iter(theirs)
+    a, b = next(left, None), next(right, None)
+    while a is not None or b is not None:
+        if b is None or (a is not None and a[0] <= b[0]):
+            assert a is not None
+            if b is not None and a[0] == b[0]:
+                b = next(right, None)
+            yield a
+            a = next(left, None)
+        else:
+            yield b
+            b = next(right, None)
+
+
+def _parse(session: Session, path: str, folder: str) -> Iterator[Line]:
+    base = f"{folder}/" if folder else ""
+    for raw in _lines(session, path):
+        if (parsed := names.parse_manifest_line(raw)) is not None:
+            yield names.to_text(base + parsed[1]).encode(), parsed[1], parsed[0]
+
+
+def _lines(session: Session, path: str) -> Iterator[bytes]:
+    """Lines of a file at the destination; none if there is no such file."""
+    try:
+        session.stat(path)
+    except NotFound:
+        return
+    rest = b""
+    buffer = aligned_buffer(1 << 20)
+    try:
+        with session.read(path) as reader:
+            while n := reader.readinto(buffer):
+                *whole, rest = (rest + buffer[:n]).split(b"\n")
+                yield from whole
+    except SourceVanished:
+        return
+    if rest:
+        yield rest
+
+
+def _write(session: Session, path: str, lines: Iterable[Line]) -> None:
+    upload = session.upload(path, 0, key="manifest")
+    try:
+        chunk = bytearray()
+        for _, name, digest in lines:
+            chunk += names.manifest_line(digest, name)
+            if len(chunk) >= 1 << 20:
+                upload.write(memoryview(bytes(chunk)))
+                chunk.clear()
+        upload.write(memoryview(bytes(chunk)))
+        upload.commit(replace=True)
+    except BaseException:
+        upload.abort()
+        raise

@@ -1,0 +1,179 @@
+"""What of a listing is to be done: held against the ledger, judged by the gate, packed into shipments.
+
+The same code serves a run and `onblock plan`, which only looks. Memory holds one page and the shipment being packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from blocks import names
+from blocks.errors import Kind
+from blocks.storage.base import FileInfo
+from flows.ledger.states import ACTIVE, State
+from flows.ledger.store import PROBLEM, NewFile, Row, now_ms
+from flows.transfer.gate import Passage, gate
+from flows.transfer.job import Shipping
+from flows.transfer.progress import Receipt
+from flows.transfer.retry import CURABLE
+from flows.transfer.run import TransferRun, Way
+
+
+class Leg(NamedTuple):
+    """One file's way to one destination: the row that stands for it, and where it goes."""
+
+    way: int
+    row_id: int
+    attempt: int  # before the claim
+    dest_path: str
+
+
+class Item(NamedTuple):
+    """A file version to move, to one or several destinations."""
+
+    file: FileInfo
+    legs: tuple[Leg, ...]
+
+
+class Shipment:
+    """What one task moves: one large file, or many small ones."""
+
+    def __init__(self, number: int, items: Sequence[Item]):
+        self.number, self.items = number, items
+        self.bytes = sum(i.file.size for i in items)
+        self.deferred = 0  # files that the last try put off
+
+    @property
+    def row_ids(self) -> list[int]:
+        """The rows of the ledger, for all destinations."""
+        return [leg.row_id for item in self.items for leg in item.legs]
+
+    def key(self, namespace: str) -> str:
+        """A fingerprint of the file versions, their destinations and how often each was tried: the cache key of the
+        task. Two runs that plan the same work get the same key; a file that is asked for again gets another."""
+        digest = hashlib.sha256(namespace.encode())
+        for file, legs in self.items:
+            digest.update(f"{names.to_text(file.path)}\0{file.size}\0{file.mtime_ns}\0{file.etag}\0".encode())
+            for leg in legs:
+                digest.update(f"{leg.row_id}\0{leg.attempt}\0{names.to_text(leg.dest_path)}\0".encode())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        if len(self.items) == 1:
+            return names.display(self.items[0].file.path)
+        return f"{len(self.items)} files from {names.display(self.items[0].file.path)}"
+
+
+def plan(run: TransferRun, page: list[FileInfo]) -> list[Item]:
+    """The files of a page that are to be moved now. Enters what is new into the ledger, counts what is not moved."""
+    page = [f if f.problem is None else f._replace(etag=PROBLEM, size=0, mtime_ns=0) for f in page]
+    legs: dict[tuple[str, int, int, str], list[Leg]] = {}
+    files: dict[tuple[str, int, int, str], FileInfo] = {}
+    for number, way in enumerate(run.ways):
+        receipt = Receipt()
+        for file, leg in _plan_way(run, number, way, page, receipt):
+            key = file[:4]
+            files.setdefault(key, file)
+            legs.setdefault(key, []).append(leg)
+        run.meter.add(receipt)
+    return [Item(file, tuple(legs[key])) for key, file in files.items()]
+
+
+def _plan_way(
+    run: TransferRun, number: int, way: Way, page: list[FileInfo], receipt: Receipt
+) -> list[tuple[FileInfo, Leg]]:
+    """The same for one destination."""
+    if way.route_id is None:  # a dry run of a job that never ran
+        new, rows = list(range(len(page))), []
+    else:
+        new, rows = run.ledger.compare(way.route_id, page)
+    receipt.duplicates += len(page) - len(new) - len(rows)
+    with run.pool.session(way.storage) as session:
+        features = session.features
+    todo: list[tuple[FileInfo, Leg]] = []
+
+    # known, but not done: what was left behind, deferred, failed or set aside
+    if rows:
+        by_path = {f.path: f for f in page}
+        judged = {r.path: gate(by_path[r.path], run.target, features) for r in rows}
+        again = [r for r in rows if _worth_another(r, judged[r.path])]
+        if not run.dry:
+            run.ledger.mark_seen(run.id, rows)
+            queued = {r.id: r for r in run.ledger.requeue(run.id, again)}
+        else:
+            queued = {r.id: r for r in again}
+        now = now_ms()
+        for row in rows:
+            row = queued.get(row.id, row)
+            if row.state is not State.QUEUED:
+                _count(row.state, row.kind, receipt)
+            elif row.next_attempt_at is not None and row.next_attempt_at > now:
+                receipt.deferred += 1
+            else:
+                passage = judged[row.path]
+                path = row.dest_path or passage.dest_path
+                if path is not None:
+                    todo.append((passage.file, Leg(number, row.id, row.attempt, path)))
+
+    # never seen before
+    fresh = [gate(page[n], run.target, features) for n in new]
+    for passage in fresh:
+        if passage.state is not State.QUEUED:
+            _count(passage.state, None, receipt)
+    if run.dry or way.route_id is None:
+        todo += [(p.file, Leg(number, 0, 0, p.dest_path)) for p in fresh if p.dest_path is not None]
+        return todo
+    entered = run.ledger.enter(run.id, [_entry(way, p) for p in fresh], flight=run.flight, device=run.device)
+    for passage, row in zip(fresh, entered, strict=True):
+        if row.state is State.QUEUED and passage.dest_path is not None:
+            todo.append((passage.file, Leg(number, row.id, row.attempt, passage.dest_path)))
+    return todo
+
+
+def _entry(way: Way, passage: Passage) -> NewFile:
+    assert way.route_id is not None
+    return NewFile(
+        way.route_id, passage.file, passage.dest_path, way.manifest_id, passage.state, passage.failure, passage.stage
+    )
+
+
+def _worth_another(row: Row, passage: Passage) -> bool:
+    """Whether a row that was set aside may be tried again, now that the file is seen again."""
+    if passage.state is not State.QUEUED:
+        return False
+    if row.state is State.BLOCKED:
+        return True
+    return row.state is State.FAILED and row.kind in CURABLE
+
+
+def _count(state: State, kind: Kind | None, receipt: Receipt) -> None:
+    """Count a row that is not moved now."""
+    if state is State.BLOCKED:
+        receipt.blocked += 1
+    elif state in (State.FAILED, State.QUARANTINED):
+        receipt.failed += 1
+    elif state is State.CANCELLED and kind is Kind.CONFLICT:
+        receipt.skipped += 1
+    elif state in ACTIVE or state is State.PAUSED:
+        receipt.deferred += 1  # another run has it, or somebody paused it
+
+
+def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:
+    """Gather files into shipments: large ones alone, small ones together, in the order they come."""
+    number = size = 0
+    small: list[Item] = []
+    for item in items:
+        if item.file.size >= rules.large:
+            number += 1
+            yield Shipment(number, [item])
+            continue
+        if small and (len(small) >= rules.max_files or size + item.file.size > rules.max_bytes):
+            number += 1
+            yield Shipment(number, small)
+            small, size = [], 0
+        small.append(item)
+        size += item.file.size
+    if small:
+        yield Shipment(number + 1, small)

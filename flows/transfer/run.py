@@ -1,0 +1,129 @@
+"""What one run of a job carries along: its ledger entries, sessions, target and counters, and its heartbeat.
+
+Made once per run, shared by its shipments. What happens with it is told in `flow.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any, Self
+
+from blocks import names
+from blocks.errors import OnblockError
+from blocks.storage.base import SessionPool, Storage
+from flows.ledger.store import HEARTBEAT_S, Ledger
+from flows.transfer.job import Target, TransferJob
+from flows.transfer.progress import Meter, Nobody, Watcher
+from flows.transfer.scan import Scanned
+
+log = logging.getLogger("onblock.transfer")
+
+
+class Way:
+    """One destination of the run: its storage, and its route and manifest in the ledger (None in a dry run)."""
+
+    def __init__(self, storage: Storage, route_id: int | None, manifest_id: int | None):
+        self.storage, self.route_id, self.manifest_id = storage, route_id, manifest_id
+
+
+class TransferRun:
+    """A context manager: enters the run into the ledger, beats its heart, and frees what it holds at the end.
+
+    A `dry` run writes nothing anywhere. Raises ConfigError for a job that cannot run.
+    """
+
+    def __init__(
+        self, job: TransferJob, ledger: Ledger, *, flight: str | None = None, device: str | None = None,
+        watcher: Watcher | None = None, flow_run_id: str | None = None, dry: bool = False,
+    ):  # fmt: skip
+        self.job, self.ledger, self.dry = job, ledger, dry
+        self.target = Target(job, flight, device)
+        self.flight, self.device = flight, device or job.device
+        self.watcher = watcher or Nobody()
+        self.meter, self.scanned = Meter(), Scanned()
+        self.pool = SessionPool()
+        self.stop = threading.Event()
+        self.content_lock = threading.Lock()
+        self.id = ""
+        self.recovered = 0
+        self.seconds = 0.0
+        self.problems: list[str] = []
+        self._flow_run_id = flow_run_id
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        job = self.job
+        self._open_all()
+        if self.dry:
+            self.ways = [Way(d, self.ledger.find_route(job.name, d.place()), None) for d in job.destinations]
+            self._began = time.monotonic()
+            return self
+        self.id = self.ledger.begin_run(job.name, flight=self.flight, device=self.device, flow_run_id=self._flow_run_id)
+        self.recovered = self.ledger.recover()
+        if self.recovered:
+            log.warning("%d files were left behind by a run that died: taken up again", self.recovered)
+        self.ways = []
+        for storage in job.destinations:
+            route_id = self.ledger.route(job.name, storage.place())
+            manifest = (
+                None if self.target.manifest is None else self.ledger.manifest(storage.place(), self.target.manifest)
+            )
+            self.ways.append(Way(storage, route_id, manifest))
+        self._heart = threading.Thread(target=self._beat, name="onblock-heartbeat", daemon=True)
+        self._heart.start()
+        self._began = time.monotonic()
+        return self
+
+    def _open_all(self) -> None:
+        """A storage that cannot be opened is known before anything is done."""
+        try:
+            for storage in (self.job.source, *self.job.destinations):
+                with self.pool.session(storage):
+                    pass
+        except OnblockError:
+            self.pool.close()
+            raise
+
+    def _beat(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(1.0):
+            self.watcher.tick(self.meter)
+            if time.monotonic() - last >= HEARTBEAT_S:
+                last = time.monotonic()
+                try:
+                    self.ledger.heartbeat(self.id)
+                except OnblockError as error:
+                    log.warning("no heartbeat: %s", error)  # the lease outlives several of these
+
+    def finished(self) -> None:
+        """The last row is written: the clock stops."""
+        self.seconds = time.monotonic() - self._began
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+        self.pool.close()
+        if not self.dry:
+            self.ledger.end_run(self.id, self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """What became of the run, as `--json` prints it."""
+        total = self.meter.total
+        return {
+            "job": self.job.name, "run_id": self.id, "scanned": self.scanned.files, "delivered": total.delivered,
+            "adopted": total.adopted, "duplicates": total.duplicates, "deferred": total.deferred,
+            "failed": total.failed, "blocked": total.blocked, "skipped": total.skipped,
+            "settling": self.scanned.settling, "bytes": total.bytes, "seconds": round(self.seconds, 3),
+            "verified_by": dict(total.verified_by), "problems": list(self.problems),
+            "destinations": [
+                {
+                    "place": d.place(), "folder": names.display(self.target.folder),
+                    "manifest": None if self.target.manifest is None else names.display(self.target.manifest),
+                }
+                for d in self.job.destinations
+            ],
+        }  # fmt: skip

@@ -1,0 +1,92 @@
+"""How a delivery is proven, and proven again.
+
+`prove` runs before the final name is given where the storage can read back what is staged, `prove_final` after it
+elsewhere. `verify_route` is `onblock verify`: everything delivered, held against the destination as it is now.
+It never writes to the destination.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from blocks import names
+from blocks.errors import HashMismatch, NotFound, OnblockError
+from blocks.storage.base import Session, Storage, Upload
+from flows.ledger.states import State
+from flows.ledger.store import Ledger
+from flows.transfer.job import Verify
+
+
+def prove(upload: Upload, sha256: str, verify: Verify) -> str | None:
+    """Read back what was staged and compare; how it was proven, or None if that has to wait for the final name.
+
+    Raises HashMismatch.
+    """
+    if verify not in (Verify.CHECKSUM, Verify.READBACK):
+        return None
+    found = upload.digest(fresh=verify is Verify.READBACK)
+    if found is None:
+        return None
+    if found != sha256:
+        raise HashMismatch(f"arrived with SHA-256 {found[:16]}..., was read with {sha256[:16]}...", path=upload.path)
+    return str(verify)
+
+
+def prove_final(session: Session, path: str, size: int, sha256: str, verify: Verify) -> str:
+    """Look at a file under its final name; how it was proven. Raises HashMismatch or NotFound."""
+    found = session.stat(path)
+    if verify is not Verify.EXISTS and found.size != size:
+        raise HashMismatch(f"has {found.size} bytes at the destination, was read with {size}", path=path)
+    if verify in (Verify.CHECKSUM, Verify.READBACK):
+        digest = session.checksum(path, fresh=verify is Verify.READBACK)
+        if digest != sha256:
+            raise HashMismatch(f"has SHA-256 {digest[:16]}... now, was delivered with {sha256[:16]}...", path=path)
+    return str(verify)
+
+
+@dataclass
+class Verified:
+    """The outcome of verifying a route."""
+
+    checked: int = 0
+    bytes: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)  # (path, what is wrong)
+    unverified: list[tuple[str, str]] = field(default_factory=list)  # could not be looked at: no verdict
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "checked": self.checked, "bytes": self.bytes, "ok": self.checked - len(self.damaged),
+            "damaged": [{"path": names.display(p), "problem": w} for p, w in self.damaged],
+            "unverified": [{"path": names.display(p), "problem": w} for p, w in self.unverified],
+        }  # fmt: skip
+
+
+def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verified]:
+    """Hash every delivered file at the destination and compare with the ledger; the state of things after each file.
+
+    A file that is missing or different becomes QUARANTINED in the ledger; one that could not be read keeps its state.
+    """
+    outcome = Verified()
+    route_id = ledger.find_route(job, storage.place())
+    if route_id is None:
+        yield outcome
+        return
+    with storage.open() as session:
+        for row in ledger.files(route_id=route_id, states=(State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)):
+            path = row["dest_path"]
+            try:
+                prove_final(session, path, row["size"], row["sha256"], Verify.READBACK)
+                outcome.checked += 1
+            except (HashMismatch, NotFound) as error:
+                if ledger.was_replaced(row["id"], route_id, path):
+                    continue  # this row speaks of a version that the job itself has replaced since
+                outcome.checked += 1
+                outcome.damaged.append((path, error.what))
+                ledger.mark_damaged(row["id"], error)
+            except OnblockError as error:
+                outcome.unverified.append((path, str(error)))
+            outcome.bytes += row["size"]
+            yield outcome

@@ -1,0 +1,108 @@
+"""`make bench`, or `python -m tests.benchmarks.run`: measure, write a table and plots, print the table.
+
+    a       20,000 files of 4 KiB in 200 folders: onblock, rclone, rsync, cp and sha256sum
+    b       one file of 2 GiB: the same
+    c       no-op rerun of (a), and of 100,000 known files
+    server  (a) with a running Prefect server, and without
+    memory  peak memory at 20,000 and at 200,000 files (takes some minutes: only with --big, or by name)
+
+Here are the arguments, the work folder and its end. Exit code 0: measured (whether the bounds were reached is in the
+table); 1: a program failed or did not do its work; 2: bad arguments or too little space; 130: interrupted.
+
+Two runs within a minute on ext4 disturb each other: the first one deletes its files at its end (see `scenarios.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from tests.benchmarks import report
+from tests.benchmarks.material import small
+from tests.benchmarks.measure import BenchError
+from tests.benchmarks.scenarios import SCENARIOS, Bench, must_fit
+from tests.benchmarks.tools import Tools, program
+
+ROUNDS, QUICK_ROUNDS = 5, 3
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    first = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description=first)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, not {ROUNDS}")
+    parser.add_argument("--big", action="store_true", help="with the memory check at 200,000 files")
+    parser.add_argument("--only", metavar="a,b,c", help=f"some of: {', '.join(SCENARIOS)}")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder of the results (bench-out)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()), help="where to work: a disk with room"
+    )
+    given = parser.parse_args(argv)
+    given.names = [n for n in SCENARIOS if n != "memory" or given.big]
+    if given.only:
+        given.names = [n.strip() for n in given.only.split(",")]
+        if unknown := [n for n in given.names if n not in SCENARIOS]:
+            parser.error(f"there is no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}")
+    return given
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments(argv)
+    rounds = QUICK_ROUNDS if given.quick else ROUNDS
+    try:
+        given.work.mkdir(parents=True, exist_ok=True)
+        must_fit(given.work, given.names, rounds)
+        for name in ("rclone", "rsync", "cp", "sha256sum", "prefect"):
+            program(name)
+    except (BenchError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"[{time.monotonic() - started:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    work = Path(tempfile.mkdtemp(prefix="onblock-bench-", dir=given.work)).resolve()
+    bench = Bench(Tools(work), rounds, tell)
+    code = 0
+    try:
+        _measure(bench, given.names)
+    except BenchError as error:
+        tell(f"FAILED: {error}")
+        code = 1
+    except KeyboardInterrupt:
+        tell("interrupted")
+        code = 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        tell(f"removing {work} (this is not interrupted)")
+        shutil.rmtree(work, ignore_errors=True)
+    bench.series = [s for s in bench.series if s.samples]
+    if bench.series:
+        print(report.write(given.out, bench.series, bench.claims, rounds))
+        tell(f"written: {', '.join(str(p) for p in sorted(given.out.iterdir()))}")
+    if code:
+        print("The table is not whole: see above.")
+    return code
+
+
+def _measure(bench: Bench, names: list[str]) -> None:
+    one = small(bench.tools.fresh("one"), 10, 1024, 1)
+    bench.tell("warming up")
+    bench.tools.onblock(one, bench.tools.fresh("onblock"), bench.tools.fresh("home"))
+    for name in names:
+        SCENARIOS[name](bench)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

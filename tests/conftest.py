@@ -1,0 +1,84 @@
+"""What every test stands on: a home of its own, no Prefect server but its own, PostgreSQL, and no skip in CI."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+# before anything imports Prefect: whoever runs the tests may have a server and profiles of their own
+os.environ.pop("PREFECT_API_URL", None)
+os.environ["PREFECT_PROFILES_PATH"] = str(Path(tempfile.gettempdir(), f"onblock-tests-{os.getpid()}-no-profiles.toml"))
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+import pytest
+from hypothesis import settings
+
+from tests.servers import postgres
+
+settings.register_profile("onblock", deadline=None, print_blob=True, database=None)
+settings.register_profile("ci", settings.get_profile("onblock"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "onblock")
+
+
+# -- in CI a test that did not run is a failure -------------------------------------------------------------------
+
+
+def _no_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if os.environ.get("CI") == "true" and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"in CI nothing is skipped, and this was: {reason}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    _no_skip(report)
+    return report  # type: ignore[return-value]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Iterator[None]:
+    report: pytest.CollectReport = yield  # type: ignore[assignment]
+    _no_skip(report)
+    return report  # type: ignore[return-value]
+
+
+# -- fixtures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def onblock_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ONBLOCK_HOME of this test alone; not there yet."""
+    home = tmp_path_factory.mktemp("home") / "onblock"
+    monkeypatch.setenv("ONBLOCK_HOME", str(home))
+    monkeypatch.delenv("ONBLOCK_LEDGER_URL", raising=False)
+    return home
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgres.Postgres]:
+    """One PostgreSQL for the session, started by the first test that asks."""
+    if not postgres.installed():
+        pytest.skip("PostgreSQL is not installed: python -m tests.servers.install")
+    with tempfile.TemporaryDirectory(prefix="onblock-pg-") as folder:  # the server's user must reach it
+        Path(folder).chmod(0o755)
+        with postgres.Postgres(Path(folder, "server")) as server:
+            yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database, this test's own."""
+    import psycopg  # not every run of the tests needs it
+
+    name, info = f"t{uuid.uuid4().hex}", postgres_server.info
+    where = {key: info[key] for key in ("host", "port", "user", "password")}
+    with psycopg.connect(**where, dbname="postgres", autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        yield info["url"].removesuffix("postgres") + name
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -1,0 +1,134 @@
+"""The storages under test. A new one joins here: a factory that yields a `Place`, under a name.
+
+    @place("sftp")
+    def sftp(request):
+        server = request.getfixturevalue("sshd")          # a session fixture with a real server
+        folder = server.new_folder()
+        yield FolderPlace(SftpStorage(host=..., root=str(folder)), folder)
+
+A storage whose server keeps its files in a folder of this machine is a `FolderPlace`; another (S3) writes the five
+methods of `Place` with its server's own client, never with our code.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.storage import LocalStorage
+from blocks.storage.base import Storage
+
+
+class Place(ABC):
+    """A storage, empty at first, and a look behind its back. Paths are relative, as in the contract."""
+
+    puts_mtime = False
+    """Whether `put` can set the time that a scan shows."""
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+
+    @abstractmethod
+    def put(self, path: str, data: bytes, mtime_ns: int | None = None) -> None:
+        """Lay a file there, or over what is there, as some other program would."""
+
+    @abstractmethod
+    def get(self, path: str) -> bytes | None:
+        """What lies there under exactly this name; None if nothing does."""
+
+    @abstractmethod
+    def everything(self) -> set[str]:
+        """The path of every file there is, with those a scan does not list."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Take a file away."""
+
+    def flip(self, path: str, position: int) -> None:
+        """Change one byte of a file where it lies, as a bad disk does."""
+        data = self.get(path)
+        assert data is not None
+        self.put(path, data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+
+
+class FolderPlace(Place):
+    """A storage whose files lie in a folder of this machine."""
+
+    puts_mtime = True
+
+    def __init__(self, storage: Storage, folder: Path):
+        super().__init__(storage)
+        self.folder = folder
+
+    def put(self, path: str, data: bytes, mtime_ns: int | None = None) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        if mtime_ns is not None:
+            os.utime(target, ns=(mtime_ns, mtime_ns))
+
+    def get(self, path: str) -> bytes | None:
+        try:
+            return (self.folder / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def everything(self) -> set[str]:
+        return {
+            os.path.relpath(os.path.join(base, name), self.folder)
+            for base, _, found in os.walk(self.folder)
+            for name in found
+        }
+
+    def remove(self, path: str) -> None:
+        (self.folder / path).unlink()
+
+    def flip(self, path: str, position: int) -> None:
+        with (self.folder / path).open("r+b") as file:
+            file.seek(position)
+            byte = file.read(1)[0]
+            file.seek(position)
+            file.write(bytes([byte ^ 1]))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+Factory = Callable[[pytest.FixtureRequest], Iterator[Place]]
+PLACES: dict[str, Factory] = {}
+
+
+def place(name: str) -> Callable[[Factory], Factory]:
+    """Register a factory; the whole suite runs with each."""
+
+    def register(factory: Factory) -> Factory:
+        PLACES[name] = factory
+        return factory
+
+    return register
+
+
+@place("local")
+def local(request: pytest.FixtureRequest) -> Iterator[Place]:
+    folder = request.getfixturevalue("tmp_path") / "root"
+    folder.mkdir()
+    yield FolderPlace(LocalStorage(root=str(folder)), folder)
+
+
+@place("local-cached")
+def local_cached(request: pytest.FixtureRequest) -> Iterator[Place]:
+    folder = request.getfixturevalue("tmp_path") / "root"
+    folder.mkdir()
+    yield FolderPlace(LocalStorage(root=str(folder), direct_io=False), folder)
+
+
+@place("local-tmpfs")
+def local_tmpfs(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if not os.path.ismount("/dev/shm"):
+        pytest.skip("no tmpfs at /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="onblock-test-") as name:
+        yield FolderPlace(LocalStorage(root=name), Path(name))

@@ -1,0 +1,76 @@
+"""`python -m tests.servers.install`: the Debian packages the tests need. Silent and instant where all is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.servers.base import program
+from tests.servers.postgres import DEBIAN
+
+PACKAGES = {
+    "postgres": "postgresql",
+    "rsync": "rsync",
+    "mount": "mount",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "sha256sum": "coreutils",
+}
+"""A program the tests run, and the package it comes in."""
+
+POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def missing() -> list[str]:
+    """The packages of programs that are not there."""
+    return sorted({package for name, package in PACKAGES.items() if program(name, DEBIAN) is None})
+
+
+def apt(*packages: str) -> list[list[str]]:
+    """The commands that install `packages`."""
+    return [["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]]
+
+
+@contextlib.contextmanager
+def nothing_starts() -> Iterator[None]:
+    """While packages are installed, no service of theirs is started (Debian's policy-rc.d)."""
+    ours = not POLICY.exists()
+    if ours:
+        POLICY.write_text("#!/bin/sh\nexit 101\n")
+        POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            POLICY.unlink(missing_ok=True)
+
+
+def main() -> int:
+    packages = missing()
+    if not packages:
+        return 0
+    if os.geteuid():
+        print("the tests need packages; run\n  sudo sh -c", shlex.quote(" && ".join(map(shlex.join, apt(*packages)))))
+        return 1
+    with nothing_starts():
+        for command in apt(*packages):
+            done = subprocess.run(
+                command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            )  # fmt: skip
+            if done.returncode:
+                print(f"{shlex.join(command)} exited {done.returncode}:\n{done.stdout[-3000:]}")
+                return 1
+    if still := missing():
+        print(f"installed, but their programs are not found: {' '.join(still)}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

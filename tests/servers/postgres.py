@@ -1,0 +1,56 @@
+"""PostgreSQL as Debian packages it, in a state folder. Quick, not durable: fsync is off."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from typing import Any
+
+from tests.servers.base import LOOPBACK, Server, free_port, give, program
+
+DEBIAN = "/usr/lib/postgresql/*/bin"
+
+
+class Postgres(Server):
+    """A server with the superuser `onblock`. `info`: host, port, user, password, url (of the database `postgres`)."""
+
+    stop_signal = signal.SIGINT  # "fast" shutdown: does not wait for clients to leave
+
+    def launch(self) -> dict[str, Any]:
+        user = "postgres" if os.geteuid() == 0 else None  # the server refuses to be root
+        give(self.folder, user)
+        data, port, password = self.folder / "data", free_port(), secrets.token_hex(8)
+        if not data.exists():
+            secret = self.folder / "password"
+            secret.write_text(password)
+            secret.chmod(0o644)
+            self.run(
+                _tool("initdb"), "-D", str(data), "-U", "onblock", "--pwfile", str(secret), "-A", "scram-sha-256",
+                "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", user=user,
+            )  # fmt: skip
+            secret.unlink()
+        settings = {
+            "port": port, "listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "off",
+            "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 200,
+        }  # fmt: skip
+        flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        self.spawn(_tool("postgres"), "-D", str(data), *flags, user=user)
+        ready = [_tool("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(port), "-U", "onblock"]
+        self.wait(lambda: self.run(*ready) == "")
+        return {
+            "host": LOOPBACK, "port": port, "user": "onblock", "password": password,
+            "url": f"postgresql+psycopg://onblock:{password}@{LOOPBACK}:{port}/postgres",
+        }  # fmt: skip
+
+
+def _tool(name: str) -> str:
+    found = program(name, DEBIAN)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: python -m tests.servers.install")
+    return found
+
+
+def installed() -> bool:
+    """Whether this machine has a PostgreSQL server."""
+    return program("postgres", DEBIAN) is not None
