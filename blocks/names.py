@@ -22,6 +22,8 @@ NAME_MAX = 255
 TEMPORARY = re.compile(r"\.onblock-[0-9a-f]{16}\.part\Z")
 """The form of our temporary names. A scan never lists them."""
 
+_PLAIN = re.compile(r"[\w+ -][\w+ .-]{0,199}(?:/[\w+ -][\w+ .-]{0,199})*\Z", re.ASCII)
+"""Most paths: short ASCII components that do not begin with a dot. They need no closer look."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{d}{i}" for d in ("COM", "LPT") for i in "123456789")}
 
@@ -47,6 +49,8 @@ def check_path(path: str) -> str:
     Raises BadName for an empty or absolute path, `.`, `..`, empty components, NUL, components over 255 bytes,
     and for lone surrogates that stand for no byte.
     """
+    if _PLAIN.match(path):
+        return path
     if not path:
         raise BadName("the path is empty")
     if path[0] == "/":
@@ -100,7 +104,8 @@ def alternatives(path: str) -> Iterator[str]:
         short = stem
         while len(os.fsencode(short)) > keep:  # whole characters only
             short = short[:-1]
-        yield f"{folder}{slash}{short}{tail}"
+        if f"{short}{tail}" != name:  # 255 bytes that end in ~2 already
+            yield f"{folder}{slash}{short}{tail}"
 
 
 def display(path: str) -> str:
@@ -129,8 +134,11 @@ def from_text(text: str) -> str:
 
 
 def manifest_line(digest: str, path: str) -> bytes:
-    """One line as GNU `sha256sum` writes it: a leading backslash announces escaped newlines and backslashes."""
-    raw = os.fsencode(path)
+    """One line as GNU `sha256sum` writes it: a leading backslash announces escaped newlines and backslashes.
+
+    A file named `-` is written `./-`: the bare dash means standard input to `sha256sum -c`.
+    """
+    raw = os.fsencode(path if path != "-" else "./-")
     escaped = raw.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     return (b"\\" if escaped != raw else b"") + digest.encode() + b"  " + escaped + b"\n"
 
@@ -147,4 +155,4 @@ def parse_manifest_line(line: bytes) -> tuple[str, str] | None:
     raw = m[3]
     if m[1]:
         raw = re.sub(rb"\\[\\nr]", lambda e: _ESCAPES[e[0]], raw)
-    return m[2].decode(), os.fsdecode(raw)
+    return m[2].decode(), os.fsdecode(raw) if raw != b"./-" else "-"

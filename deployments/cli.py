@@ -19,8 +19,8 @@ import typer
 
 if TYPE_CHECKING:
     from flows.transfer.job import TransferJob
-    from flows.transfer.plan import Shipment
     from flows.transfer.progress import Meter, Receipt
+    from flows.transfer.shipment import Shipment
 
 app = typer.Typer(
     name="onblock", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -63,7 +63,7 @@ def run(
 def _flow_run(job: TransferJob, flight: str | None, device: str | None) -> dict[str, Any]:
     from flows.transfer.flow import transfer
 
-    state = transfer(job, flight=flight, device=device, return_state=True)
+    state: Any = transfer.with_options()(job, flight=flight, device=device, return_state=True)  # pyright: ignore
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         raise result

@@ -94,6 +94,8 @@ def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
 
 def port_trouble(host: str, port: int) -> str | None:
     """Why nothing can listen there, in one line; None if it can."""
+    if not 0 < port < 65536:  # the system would take it modulo 65536
+        return f"{port} is no port; ports go from 1 to 65535"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -101,8 +103,6 @@ def port_trouble(host: str, port: int) -> str | None:
             probe.bind(address)
     except socket.gaierror as error:
         return f"host {host!r} is not known here: {error.strerror}"
-    except OverflowError:
-        return f"{port} is no port; ports go from 1 to 65535"
     except OSError as error:
         return (
             f"cannot listen on {host} port {port}: {error.strerror} (choose another with `--port`, or end what uses it)"
@@ -144,7 +144,7 @@ def _reachable(host: str) -> str:
 
 def _start(name: str, module: list[str], env: dict[str, str], log: Path | None = None) -> Child:
     """Start a module of this Python in a process group of its own: a Ctrl-C in the terminal reaches only us."""
-    command = [sys.executable, "-m", *module]
+    command = [sys.executable, "-P", "-m", *module]  # -P: a folder `flows` or `deployments` here is not ours
     if log is None:
         return Child(name, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True), None)
     with log.open("ab") as out:

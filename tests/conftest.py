@@ -75,10 +75,11 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgr
 def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
     """SQLAlchemy URL of an empty database, this test's own."""
     import psycopg  # not every run of the tests needs it
+    from psycopg import sql
 
     name, info = f"t{uuid.uuid4().hex}", postgres_server.info
     where = {key: info[key] for key in ("host", "port", "user", "password")}
     with psycopg.connect(**where, dbname="postgres", autocommit=True) as admin:
-        admin.execute(f'CREATE DATABASE "{name}"')
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield info["url"].removesuffix("postgres") + name
-        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -64,6 +64,7 @@ ERRNO: dict[int, type[OnblockError]] = {
 
 _REMEDY = {
     errno.ENAMETOOLONG: "shorten it with the job's `path` template",
+    errno.ELOOP: "put the file or folder itself there, not a link",
     errno.EILSEQ: "this file system wants UTF-8 names; rename it with the job's `path` template",
     errno.EINVAL: "this file system does not take the name; rename it with the job's `path` template",
     errno.EFBIG: "this file system does not take files of that size; use exFAT, ext4, XFS or NTFS",
@@ -149,6 +150,7 @@ class LocalSession(Session):
         self.root = root
         self.direct = direct
         self._prefix = root.rstrip("/") + "/"
+        self._unsynced: set[str] = set()  # folders with new folders in them
         self.buffer = aligned_buffer(256 << 10)  # for small files read back; a session has one user at a time
 
     def at(self, path: str) -> str:
@@ -247,7 +249,9 @@ class LocalSession(Session):
         except FileNotFoundError as error:
             raise SourceVanished("is no longer there", path=path) from error
         except OSError as error:
-            if error.errno == errno.ENXIO and os.path.lexists(full):  # how a socket answers, and a device without driver
+            if error.errno == errno.ENXIO and os.path.lexists(
+                full
+            ):  # how a socket answers, and a device without driver
                 raise ConfigError(f"is {_special(os.lstat(full).st_mode)}, not a file", path=path) from error
             raise os_failure(error, "cannot open it", path) from error
         mode = os.fstat(fd).st_mode
@@ -289,7 +293,7 @@ class LocalSession(Session):
                 fd = _open_direct(full, flags) if direct else os.open(full, flags, 0o666)
         except OSError as error:
             raise os_failure(error, "cannot write there", path) from error
-        return LocalUpload(self, path, final, full, fd, mtime_ns, resume=resume)
+        return LocalUpload(self, path, final, full, fd, mtime_ns, direct=direct, resume=resume)
 
     def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
         if len(uploads) < 8:
@@ -299,6 +303,7 @@ class LocalSession(Session):
         try:
             for upload in mine:
                 upload.seal()
+            self._unsynced.clear()
             sync_filesystem(self.root)
             for upload in mine:
                 upload.mark_durable()
@@ -314,15 +319,18 @@ class LocalSession(Session):
             except OnblockError as error:
                 done.append(error)
         try:
-            for folder in folders:
-                sync_folder(folder)
+            if len(folders) > 4:
+                sync_filesystem(self.root)
+            else:
+                for folder in folders:
+                    sync_folder(folder)
         except OSError as error:
             failure = os_failure(error, "cannot make the folder durable", self.root)
             done = [failure if isinstance(d, str) else d for d in done]
         return done
 
     def _make_folders(self, folder: str) -> None:
-        """mkdir -p, each new folder durable in its parent."""
+        """mkdir -p. The new folders become durable with the first file that is committed in them."""
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)
@@ -335,7 +343,13 @@ class LocalSession(Session):
             except FileExistsError:
                 if not os.path.isdir(new):
                     raise
-            sync_folder(os.path.dirname(new))
+            self._unsynced.add(os.path.dirname(new))
+
+    def sync_new_folders(self) -> None:
+        """Folders made since are on the disk."""
+        for folder in tuple(self._unsynced):
+            sync_folder(folder)
+            self._unsynced.discard(folder)
 
     def delete(self, path: str) -> None:
         full = self.at(path)
@@ -349,6 +363,7 @@ class LocalSession(Session):
         full, target = self.at(path), self.at(to)
         try:
             self._make_folders(os.path.dirname(target))
+            self.sync_new_folders()
             rename_exclusive(full, target)
             sync_folder(os.path.dirname(target))
             sync_folder(os.path.dirname(full))
@@ -402,12 +417,13 @@ class LocalUpload(Upload):
     """One file under its temporary name."""
 
     def __init__(
-        self, session: LocalSession, path: str, final: str, staged: str, fd: int, mtime_ns: int | None, *, resume: bool
-    ):
+        self, session: LocalSession, path: str, final: str, staged: str, fd: int, mtime_ns: int | None, *,
+        direct: bool, resume: bool,
+    ):  # fmt: skip
         self.path, self.final, self.staged = path, final, staged
         self._session, self._fd, self._mtime = session, fd, mtime_ns
         self._durable = False
-        self._direct = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT) if session.direct else False
+        self._direct = direct and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
         if resume:
             self.offset = os.lseek(fd, 0, os.SEEK_END)
             if self.offset % BLOCK:
@@ -457,6 +473,7 @@ class LocalUpload(Upload):
             if not self._durable:
                 sync_file(self.staged)
                 self._durable = True
+            self._session.sync_new_folders()
             name = self.rename(path, replace=replace)
             sync_folder(os.path.dirname(self.final))
         except OSError as error:

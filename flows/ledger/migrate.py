@@ -17,6 +17,10 @@ def upgrade(connection: Connection) -> bool:
     found = revision(connection)
     if found == HEAD:
         return False
+    if connection.dialect.name == "postgresql":  # SQLite's writer is alone already
+        connection.execute(text("SELECT pg_advisory_xact_lock(7162014)"))
+        if (found := revision(connection)) == HEAD:
+            return False  # another process was faster
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError

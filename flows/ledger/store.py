@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -43,7 +44,16 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
 from blocks import names
-from blocks.errors import ConfigError, DiskFull, Kind, NetworkError, OnblockError, UnknownError
+from blocks.errors import (
+    AuthError,
+    ConfigError,
+    DiskFull,
+    Kind,
+    NetworkError,
+    OnblockError,
+    PermissionRefused,
+    UnknownError,
+)
 from blocks.storage.base import FileInfo
 from flows.ledger import migrate
 from flows.ledger.models import File, Identity, Manifest, Route, Run
@@ -168,16 +178,18 @@ class Ledger:
             if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
             engine = _engine(parsed, create)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-            raise ConfigError(
-                f"the ledger cannot be opened: {error}",
-                remedy="set ONBLOCK_LEDGER_URL to sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DATABASE with "
-                "`pip install 'onblock[postgres]'`",
-            ) from error
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+            # without its cause: a mangled URL is quoted there, and the password may be anywhere in it
+            why = "its port is no number" if type(error) is ValueError else error
+            raise ConfigError(f"the ledger cannot be opened: {why}", remedy=_URL) from None
         ledger = cls(engine)
-        with ledger._write() as connection:
-            migrate.upgrade(connection)
-            ledger.identity = connection.execute(select(Identity.id)).scalar_one()
+        try:
+            with ledger._write() as connection:
+                migrate.upgrade(connection)
+                ledger.identity = connection.execute(select(Identity.id)).scalar_one()
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
 
     def close(self) -> None:
@@ -594,11 +606,19 @@ def _pages(ids: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
         yield ids[start : start + size]
 
 
+_URL = (
+    "set ONBLOCK_LEDGER_URL to sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DATABASE with "
+    "`pip install 'onblock[postgres]'`"
+)
+
+
 def _engine(url: Any, create: bool) -> Engine:
+    if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise ArgumentError(f"{url.drivername!r} is no database that onblock knows")
     if url.get_backend_name() == "postgresql":
+        if "@" in (url.host or ""):
+            raise ArgumentError("write an '@' in its password as %40")
         return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
-    if url.get_backend_name() != "sqlite":
-        raise ArgumentError(f"{url.get_backend_name()!r} is no database that onblock knows")
     path = None if url.database in (None, "", ":memory:") else Path(url.database)
     if path is None or (not create and not path.exists()):
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -632,24 +652,36 @@ def _engine(url: Any, create: bool) -> Engine:
     return engine
 
 
+_WRITABLE = "set ONBLOCK_HOME to a folder you may write to"
+_REACH = "check that the database is on and reachable, and its address in ONBLOCK_LEDGER_URL"
+_SAID: tuple[tuple[str, type[OnblockError], str, str], ...] = (
+    (r"disk is full|No space left", DiskFull, "cannot be written", "make room on the ledger's disk"),
+    (r"readonly|unable to open", ConfigError, "cannot be used", _WRITABLE),
+    (r"file is not a database|malformed", ConfigError, "is damaged", "restore it, or move it away"),
+    (r"authentication failed|no password supplied|no pg_hba.conf entry", AuthError, "refused the login",
+     "check user name and password in ONBLOCK_LEDGER_URL"),
+    (r'database ".*" does not exist', ConfigError, "cannot be opened", "make it with `createdb`, or correct " + _URL[4:]),
+    (r"invalid connection option|invalid URI|sslmode", ConfigError, "cannot be opened", _URL),
+    (r"permission denied", PermissionRefused, "cannot be used", "give its user the right to make tables there"),
+    (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up", NetworkError,
+     "does not answer", _REACH),
+)  # fmt: skip
+"""What SQLite and PostgreSQL say, and what it is: the first that fits. Connecting to PostgreSQL gives no error codes."""
+
+
 @contextmanager
 def _told() -> Iterator[None]:
-    """A failure of the database becomes one of the taxonomy."""
+    """A failure of the database becomes one of the taxonomy, by `_SAID`."""
     try:
         yield
     except DBAPIError as error:
-        text = str(error.orig)
-        if "disk is full" in text or "No space left" in text:
-            raise DiskFull(f"the ledger cannot be written: {text}", remedy="make room on the ledger's disk") from error
-        if "readonly" in text or "unable to open" in text:
-            raise ConfigError(
-                f"the ledger cannot be used: {text}", remedy="set ONBLOCK_HOME to a folder you may write to"
-            ) from error
-        if "file is not a database" in text or "malformed" in text:
-            raise ConfigError(f"the ledger is damaged: {text}", remedy="restore it, or move it away") from error
-        if error.connection_invalidated or "connect" in text or "locked" in text:
-            raise NetworkError(f"the ledger does not answer: {text.strip()}") from error
-        raise UnknownError(f"the ledger failed: {text.strip()}") from error
+        said = " ".join(str(error.orig).split())
+        for pattern, kind, what, remedy in _SAID:
+            if re.search(pattern, said):
+                raise kind(f"the ledger {what}: {said}", remedy=remedy) from error
+        if error.connection_invalidated:
+            raise NetworkError(f"the ledger does not answer: {said}", remedy=_REACH) from error
+        raise UnknownError(f"the ledger failed: {said}") from error
 
 
 def _worker() -> str:

@@ -28,12 +28,13 @@ from flows.ledger import State as RowState
 from flows.transfer.job import TransferJob
 from flows.transfer.manifest import write_manifests
 from flows.transfer.move import Delivery
-from flows.transfer.plan import Shipment, pack, plan
+from flows.transfer.plan import plan
 from flows.transfer.progress import Receipt, Watcher
 from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.scan import scan
 from flows.transfer.senders import ByPrefect, Here, Sender, Unfinished
+from flows.transfer.shipment import Shipment, pack
 
 log = logging.getLogger("onblock.transfer")
 
@@ -152,9 +153,7 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
     watcher = PrefectWatcher(job.name, str(flow_run.name), flight=flight, device=device or job.device)
     with (
         Ledger.open() as ledger,
-        TransferRun(
-            job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)
-        ) as run,
+        TransferRun(job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)) as run,
     ):
         summary = carry_out(run, ByPrefect(run, deliver))
         watcher.tick(run.meter)

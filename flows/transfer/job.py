@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo, available_timezones
 
+import httpx
 import yaml
 from pydantic import (
     BaseModel,
@@ -65,7 +66,10 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
 def _duration(value: Any) -> Any:
     """Durations as people write them: 30s, 10 min, 1h 30min, 7d; numbers are seconds; ISO 8601 is left to pydantic."""
     if isinstance(value, str) and re.fullmatch(rf"(?:{_DURATION.pattern}\s*)+", value.strip()):
-        return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(value)))
+        try:
+            return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(value)))
+        except OverflowError:
+            raise ValueError("the duration is longer than anything can be") from None
     return value
 
 
@@ -151,7 +155,7 @@ class TransferJob(_Form):
     device: str | None = None
     """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`)."""
     folder: str = ""
-    """Take only what is below this folder of the source."""
+    """Take only what is below this folder of the source; patterns and {path} begin below it."""
     include: list[str] = []
     """Patterns of paths to take; empty takes all. Globs (`*.mp4`, `DCIM/**`), or `re:` and a regular expression."""
     exclude: list[str] = []
@@ -287,16 +291,18 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     if pattern.startswith("re:"):
         try:
             return re.compile(pattern[3:])
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"bad regular expression {pattern!r}: {error}") from None
     glob = pattern.lstrip("/")
+    if not glob:
+        raise ValueError("a pattern is empty: to take or leave everything, write `**`")
     if glob.endswith("/"):
         glob += "**"
     if "/" not in glob:
         glob = "**/" + glob
     out, i = "", 0
     while i < len(glob):
-        if glob.startswith("**/", i):
+        if glob.startswith("**/", i) and (i == 0 or glob[i - 1] == "/"):
             out, i = out + "(?:.*/)?", i + 3
         elif glob.startswith("**", i):
             out, i = out + ".*", i + 2
@@ -304,11 +310,11 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             out, i = out + "[^/]*", i + 1
         elif glob[i] == "?":
             out, i = out + "[^/]", i + 1
-        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
+        elif glob[i] == "[" and (end := glob.find("]", i + 2 + glob.startswith("!", i + 1))) > 0:
             body = glob[i + 1 : end]
             negated = body.startswith("!")
             body = re.sub(r"([\\\[\]^&~|])", r"\\\1", body[negated:])
-            out, i = out + f"[{'^/' if negated else ''}{body}]", end + 1
+            out, i = out + f"(?!/)[{'^' if negated else ''}{body}]", end + 1
         else:
             out, i = out + re.escape(glob[i]), i + 1
     try:
@@ -330,6 +336,7 @@ class Target:
                     f"the path template {job.path!r} needs {{{token}}}, and none was given",
                     remedy=f"run with --{token} NAME" + (", or set `device` in the job" if token == "device" else ""),
                 )
+        self._skip = len(job.folder) + 1 if job.folder else 0
         self._plain = job.path == "{path}"
         self._template = job.path
         self._dated = bool(_template_fields(job.path) & {"date", "time", "year", "month", "day", "hour"})
@@ -347,22 +354,29 @@ class Target:
 
     def path_of(self, file: FileInfo) -> str:
         """The path below the destination for a file of the source. Raises BadName."""
+        below = file.path[self._skip :] if self._skip else file.path
         if self._plain:
-            return names.check_path(file.path)
-        folder, _, name = file.path.rpartition("/")
+            return names.check_path(below)
+        folder, _, name = below.rpartition("/")
         stem, _, ext = name.rpartition(".")
         if not stem:
             stem, ext = name, ""
-        values = {**self._run, "path": file.path, "folder": folder, "name": name, "stem": stem, "ext": ext}
+        values = {**self._run, "path": below, "folder": folder, "name": name, "stem": stem, "ext": ext}
         if self._dated:
-            when = datetime.fromtimestamp(file.mtime_ns // 1_000_000_000, self._zone)
+            try:
+                when = datetime.fromtimestamp(file.mtime_ns // 1_000_000_000, self._zone)
+            except (ValueError, OverflowError, OSError):  # a broken clock, on a disk that keeps any 64-bit time
+                raise ConfigError(
+                    f"its time, {file.mtime_ns} ns since 1970, is in no calendar, and the path template asks for it",
+                    path=file.path, remedy="set the file's time, or use a `path` without dates",
+                ) from None  # fmt: skip
             values |= {
                 "date": f"{when:%Y-%m-%d}", "time": f"{when:%H%M%S}", "year": f"{when:%Y}", "month": f"{when:%m}",
                 "day": f"{when:%d}", "hour": f"{when:%H}",
             }  # fmt: skip
         path = self._template.format_map(values)
-        if not folder:
-            path = path.replace("//", "/").lstrip("/")  # {folder}/{name} of a file at the top
+        if not folder or not ext:  # {folder}/{name} of a file at the top, {ext}/{name} of one without
+            path = re.sub("/{2,}", "/", path).lstrip("/")
         return names.check_path(path)
 
 
@@ -375,16 +389,16 @@ def load_job(path: Path | str) -> TransferJob:
         data = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the job: {os.strerror(error.errno or 0)}", path=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
         raise ConfigError(f"is not YAML: {error}", path=str(path)) from error
     if not isinstance(data, dict):
         raise ConfigError("a job is a mapping of keys, such as `name:`, `source:`, `destination:`", path=str(path))
     try:
         for key in ("source", "destination"):
             if key in data:
-                data[key] = find_storage(data[key])
+                data[key] = _storage_of(key, data[key])
         if isinstance(data.get("destinations"), list):
-            data["destinations"] = [find_storage(d) for d in data["destinations"]]
+            data["destinations"] = [_storage_of(f"destinations.{n}", d) for n, d in enumerate(data["destinations"])]
         return TransferJob.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error), path=str(path)) from error
@@ -407,6 +421,15 @@ def explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+def _storage_of(key: str, value: Any) -> Any:
+    """`find_storage`, its refusal led by the key of the job it is about."""
+    try:
+        return find_storage(value)
+    except ConfigError as error:
+        error.what = f"{key}: {error.what}"
+        raise
+
+
 def find_storage(value: Any) -> Any:
     """A storage from how a JOB.yaml writes it: inline (`{type: local-storage, root: /data}`) or `type/name`."""
     if isinstance(value, str):
@@ -427,13 +450,18 @@ def find_storage(value: Any) -> Any:
             return run_coro_as_sync(STORAGES[kind].aload(name))
         except ValueError as error:
             raise ConfigError(f"the Prefect server knows no block {value!r}", remedy="make it in the UI") from error
+        except httpx.HTTPError as error:
+            raise ConfigError(
+                f"storage {value!r} is kept by a Prefect server that does not answer as it should ({error})",
+                remedy="check PREFECT_API_URL, PREFECT_API_AUTH_STRING, and that the server runs",
+            ) from error
     if isinstance(value, dict) and "type" in value:
         fields = dict(value)
         kind = fields.pop("type")
-        if kind not in STORAGES:
+        if not isinstance(kind, str) or kind not in STORAGES:
             raise ConfigError(f"there is no storage type {kind!r}; there are {', '.join(STORAGES)}")
         cls = STORAGES[kind]
-        if unknown := sorted(set(fields) - set(cls.model_fields)):
+        if unknown := sorted(set(fields) - set(cls.model_fields), key=str):
             raise ConfigError(f"{kind} has no key {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
         try:
             return cls(**fields)

@@ -20,9 +20,9 @@ from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
 from flows.transfer import retry
 from flows.transfer.job import Dedup, OnConflict
-from flows.transfer.plan import Leg, Shipment
 from flows.transfer.progress import Receipt
 from flows.transfer.run import TransferRun
+from flows.transfer.shipment import Leg, Shipment
 from flows.transfer.verify import prove, prove_final
 
 log = logging.getLogger("onblock.transfer")
@@ -212,11 +212,12 @@ class Delivery:
             if isinstance(result, Conflict):
                 if self._same(session, ready.upload.path, ready):
                     return self._adopt(ready, ready.upload.path)
-                result = self._resolve(session, ready, result)
+                resolved = self._resolve(session, ready, result)
+                if resolved is None:
+                    return None
+                result = resolved
             if isinstance(result, OnblockError):
                 raise result
-            if result is None:
-                return None
             self._uploads.pop(ready.leg.row_id)
             verified_by = ready.verified_by
             if verified_by is None:

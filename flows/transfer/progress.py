@@ -11,7 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from flows.transfer.plan import Shipment
+    from flows.transfer.shipment import Shipment
 
 
 @dataclass

@@ -15,8 +15,8 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 
-from flows.transfer.plan import Shipment
 from flows.transfer.progress import Meter, Receipt
+from flows.transfer.shipment import Shipment
 
 log = logging.getLogger("onblock.transfer")
 
@@ -29,9 +29,11 @@ class PrefectWatcher:
         self._artifact: UUID | None = None
         self._shown = -1.0
         try:
-            self._artifact = create_progress_artifact(  # pyright: ignore[reportAssignmentType]
+            made = create_progress_artifact(
                 progress=0.0, key=f"transfer-{_key(job)}", description=f"{job}: files planned so far"
             )
+            assert isinstance(made, UUID)  # a coroutine only where an event loop runs
+            self._artifact = made
         except (PrefectException, httpx.HTTPError) as error:
             log.warning("no progress in Prefect: %s", error)
 

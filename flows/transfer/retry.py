@@ -36,7 +36,7 @@ def after(kind: Kind, tries: int, queued_at: int, now: int) -> tuple[State, int 
     if kind in RETRIED:
         if tries >= MOST_TRIES or now - queued_at > WINDOW_MS:
             return State.FAILED, None
-        return State.QUEUED, now + int(1000 * delay_s(tries) * random.uniform(0.8, 1.2))
+        return State.QUEUED, now + int(1000 * min(delay_s(tries) * random.uniform(0.8, 1.2), 3600.0))
     if kind is Kind.HASH_MISMATCH:
         return State.QUARANTINED, None
     if kind in (Kind.SOURCE_CHANGED, Kind.CANCELLED):

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
-from flows.transfer.plan import Shipment
 from flows.transfer.progress import Receipt
 from flows.transfer.retry import TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
+from flows.transfer.shipment import Shipment
 
 
 class Unfinished(Exception):

@@ -70,7 +70,7 @@ class Server:
         self.folder = folder.resolve()
         self.options = options
         self.info: dict[str, Any] = {}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[Any] | None = None
 
     def launch(self) -> dict[str, Any]:
         """Spawn it, wait until it is ready, return `info`. For subclasses."""

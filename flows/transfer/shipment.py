@@ -1,0 +1,75 @@
+"""What one task moves: a file version with its ways, and the shipments they are packed into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from blocks import names
+from blocks.storage.base import FileInfo
+from flows.transfer.job import Shipping
+
+
+class Leg(NamedTuple):
+    """One file's way to one destination: the row that stands for it, and where it goes."""
+
+    way: int
+    row_id: int
+    attempt: int  # before the claim
+    dest_path: str
+
+
+class Item(NamedTuple):
+    """A file version to move, to one or several destinations."""
+
+    file: FileInfo
+    legs: tuple[Leg, ...]
+
+
+class Shipment:
+    """What one task moves: one large file, or many small ones."""
+
+    def __init__(self, number: int, items: Sequence[Item]):
+        self.number, self.items = number, items
+        self.bytes = sum(i.file.size for i in items)
+        self.deferred = 0  # files that the last try put off
+
+    @property
+    def row_ids(self) -> list[int]:
+        """The rows of the ledger, for all destinations."""
+        return [leg.row_id for item in self.items for leg in item.legs]
+
+    def key(self, namespace: str) -> str:
+        """A fingerprint of the file versions, their destinations and how often each was tried: the cache key of the
+        task. Two runs that plan the same work get the same key; a file that is asked for again gets another."""
+        digest = hashlib.sha256(namespace.encode())
+        for file, legs in self.items:
+            digest.update(f"{names.to_text(file.path)}\0{file.size}\0{file.mtime_ns}\0{file.etag}\0".encode())
+            for leg in legs:
+                digest.update(f"{leg.row_id}\0{leg.attempt}\0{names.to_text(leg.dest_path)}\0".encode())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        if len(self.items) == 1:
+            return names.display(self.items[0].file.path)
+        return f"{len(self.items)} files from {names.display(self.items[0].file.path)}"
+
+
+def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:
+    """Gather files into shipments: large ones alone, small ones together, in the order they come."""
+    number = size = 0
+    small: list[Item] = []
+    for item in items:
+        if item.file.size >= rules.large:
+            number += 1
+            yield Shipment(number, [item])
+            continue
+        if small and (len(small) >= rules.max_files or size + item.file.size > rules.max_bytes):
+            number += 1
+            yield Shipment(number, small)
+            small, size = [], 0
+        small.append(item)
+        size += item.file.size
+    if small:
+        yield Shipment(number + 1, small)

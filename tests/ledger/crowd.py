@@ -1,0 +1,115 @@
+"""Several real processes that do something to one ledger at the same moment, and rows to do it to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from sqlalchemy import select
+
+from blocks.storage.base import FileInfo
+from flows.ledger import Ledger
+from flows.ledger.models import File
+from flows.ledger.store import NewFile, Row
+
+CONTEXT = multiprocessing.get_context("forkserver")  # forks of a process that has imported everything, and no threads
+CONTEXT.set_forkserver_preload(["flows.ledger.store", "flows.ledger.migrate", "sqlalchemy.dialects.postgresql.psycopg"])
+
+
+def at_once(count: int, work: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
+    """What `work(number, *args)` returned in each of `count` processes that began together."""
+    barrier = CONTEXT.Barrier(count)
+    crowd = []
+    for number in range(count):
+        ours, theirs = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_one, args=(theirs, barrier, work, number, args))
+        process.start()
+        theirs.close()
+        crowd.append((process, ours))
+    results, deadline = [], time.monotonic() + seconds
+    try:
+        for _, ours in crowd:
+            assert ours.poll(max(0.0, deadline - time.monotonic())), f"no answer in {seconds:.0f} s: a deadlock?"
+            fine, result = ours.recv()
+            assert fine, result
+            results.append(result)
+    finally:
+        for process, _ in crowd:
+            process.join(0 if len(results) < count else 10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return results
+
+
+def _one(answer: Connection, barrier: Any, work: Callable[..., Any], number: int, args: tuple[Any, ...]) -> None:
+    try:
+        barrier.wait(60)
+        answer.send((True, work(number, *args)))
+    except BaseException:  # the parent tells
+        answer.send((False, traceback.format_exc()))
+
+
+class Held:
+    """A process that holds rows and then does nothing, until it is told to end or is killed."""
+
+    def __init__(self, url: str, route: int, versions: Sequence[FileInfo]):
+        self._ours, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_hold, args=(theirs, url, route, versions))
+        self._process.start()
+        assert self._ours.poll(60)
+        self.run_id: str
+        self.run_id, self.ids = self._ours.recv()
+
+    def kill(self) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.join(10)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.kill()
+        self._process.join(10)
+
+
+def _hold(there: Connection, url: str, route: int, versions: Sequence[FileInfo]) -> None:
+    with Ledger.open(url) as ledger:
+        run_id = ledger.begin_run("job", flight=None, device=None)
+        rows = enter(ledger, run_id, route, versions)
+        ledger.claim(run_id, [r.id for r in rows])
+        there.send((run_id, [r.id for r in rows]))
+        there.recv()  # never comes
+
+
+def version(path: str, size: int = 1, mtime_ns: int = 1, etag: str = "") -> FileInfo:
+    return FileInfo(path, size, mtime_ns, etag)
+
+
+def enter(
+    ledger: Ledger, run_id: str, route: int, versions: Iterable[FileInfo], manifest: int | None = None
+) -> list[Row]:
+    """Enter versions under their own path."""
+    files = [NewFile(route, v, v.path, manifest) for v in versions]
+    return ledger.enter(run_id, files, flight=None, device=None)
+
+
+def table(ledger: Ledger, *columns: str, route: int | None = None) -> list[tuple[Any, ...]]:
+    """Columns of all rows, by id, as the database has them."""
+    query = select(*[getattr(File, c) for c in columns]).order_by(File.id)
+    if route is not None:
+        query = query.where(File.route_id == route)
+    with ledger.engine.begin() as c:
+        return [tuple(r) for r in c.execute(query)]
+
+
+def states(ledger: Ledger, ids: Iterable[int] | None = None) -> list[str]:
+    wanted = None if ids is None else set(ids)
+    return [s for i, s in table(ledger, "id", "state") if wanted is None or i in wanted]
