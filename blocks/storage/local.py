@@ -15,7 +15,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +52,7 @@ ERRNO: dict[int, type[OnblockError]] = {
     errno.ENOENT: NotFound,
     errno.EEXIST: Conflict, errno.EISDIR: Conflict, errno.ENOTDIR: Conflict, errno.ENOTEMPTY: Conflict,
     errno.ENAMETOOLONG: ConfigError, errno.ELOOP: ConfigError, errno.EINVAL: ConfigError, errno.EILSEQ: ConfigError,
-    errno.EFBIG: ConfigError,
+    errno.EFBIG: ConfigError, errno.EXDEV: ConfigError,
     errno.EUCLEAN: Corrupt,
     # a share or card that is away comes back
     errno.ENODEV: NetworkError, errno.ENXIO: NetworkError, errno.ENOTCONN: NetworkError, errno.ESTALE: NetworkError,
@@ -63,6 +63,7 @@ ERRNO: dict[int, type[OnblockError]] = {
 """The one table for local file systems; what is not here is UNKNOWN."""
 
 _REMEDY = {
+    errno.EXDEV: "the two lie on different file systems; make them two storages and a job",
     errno.ENAMETOOLONG: "shorten it with the job's `path` template",
     errno.ELOOP: "put the file or folder itself there, not a link",
     errno.EILSEQ: "this file system wants UTF-8 names; rename it with the job's `path` template",
@@ -143,7 +144,7 @@ class LocalSession(Session):
 
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        mtime_set=True, byte_names=True, parallel=1,  # more threads only wait for Python's lock: measured
+        mtime_set=True, byte_names=True, latency=False,
     )  # fmt: skip
 
     def __init__(self, root: str, *, direct: bool = True):
@@ -304,7 +305,7 @@ class LocalSession(Session):
             for upload in mine:
                 upload.seal()
             self._unsynced.clear()
-            sync_filesystem(self.root)
+            sync_filesystems({os.path.dirname(u.staged) for u in mine})
             for upload in mine:
                 upload.mark_durable()
         except OnblockError as error:
@@ -320,7 +321,7 @@ class LocalSession(Session):
                 done.append(error)
         try:
             if len(folders) > 4:
-                sync_filesystem(self.root)
+                sync_filesystems(folders)
             else:
                 for folder in folders:
                     sync_folder(folder)
@@ -388,9 +389,10 @@ class LocalReader(Reader):
         view, got = memoryview(buffer), 0
         try:
             while got < len(view):
-                n = os.readv(self.fd, [view[got:] if got else view])
+                rest = view[got:] if got else view
+                n = os.readv(self.fd, [rest])
                 got += n
-                if not n or n % BLOCK:
+                if n < len(rest):
                     break  # the end, as files on disks have it; a short read mid-file is caught by the size
         except OSError as error:
             raise os_failure(error, "cannot read it", self.path) from error
@@ -451,6 +453,8 @@ class LocalUpload(Upload):
             if self._direct:  # the tail went through the cache; what is read back should not
                 os.fdatasync(self._fd)
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
+            elif (n := os.preadv(self._fd, [self._session.buffer], 0)) < len(self._session.buffer):
+                return hashlib.sha256(memoryview(self._session.buffer)[:n]).hexdigest()
             os.lseek(self._fd, 0, os.SEEK_SET)
             return _digest(LocalReader(self.path, self.staged, self._fd), self._session.buffer)
         except OSError as error:
@@ -552,17 +556,18 @@ def rename_by_link(old: str, new: str) -> None:
         os.unlink(old)
 
 
-def sync_filesystem(path: str) -> None:
-    """All that was written to the file system of `path` is on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not hasattr(_libc, "syncfs"):
-            os.sync()
-        elif _libc.syncfs(fd):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(fd)
+def sync_filesystems(folders: Iterable[str]) -> None:
+    """All that was written to the file systems these folders are on is on their disks."""
+    for folder in {os.stat(folder).st_dev: folder for folder in folders}.values():
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not hasattr(_libc, "syncfs"):
+                os.sync()
+            elif _libc.syncfs(fd):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), folder)
+        finally:
+            os.close(fd)
 
 
 def sync_file(path: str) -> None:

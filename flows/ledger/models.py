@@ -55,7 +55,7 @@ class Run(Base):
     job: Mapped[str] = mapped_column(String(100))
     flight: Mapped[str | None] = mapped_column(String(100))
     device: Mapped[str | None] = mapped_column(String(100))
-    worker: Mapped[str] = mapped_column(String(255))  # host:pid:start of the process, to tell a dead one at once
+    worker: Mapped[str] = mapped_column(String(255))  # machine:pid:start of the process, to tell a dead one at once
     flow_run_id: Mapped[str | None] = mapped_column(String(36))
     started_at: Mapped[int] = mapped_column(BigInteger)
     heartbeat_at: Mapped[int] = mapped_column(BigInteger)

@@ -33,8 +33,10 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    literal,
     or_,
     select,
+    true,
     update,
 )  # fmt: skip
 from sqlalchemy.engine import make_url
@@ -69,6 +71,11 @@ _temp = MetaData()
 _seen = Table(
     "seen", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
     Column("mtime_ns", BigInteger), Column("etag", Text), prefixes=["TEMPORARY"],
+)  # fmt: skip
+_new = Table(
+    "entering", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
+    Column("mtime_ns", BigInteger), Column("etag", Text), Column("state", String), Column("kind", String),
+    Column("stage", String), Column("message", Text), Column("dest_path", Text), prefixes=["TEMPORARY"],
 )  # fmt: skip
 _done = Table(
     "outcome", _temp, Column("id", BigInteger), Column("attempt", Integer), Column("state", String),
@@ -111,6 +118,19 @@ def _row(values: Sequence[Any]) -> Row:
         path=names.from_text(row.path), state=State(row.state), kind=Kind(row.kind) if row.kind else None,
         dest_path=None if row.dest_path is None else names.from_text(row.dest_path),
     )  # fmt: skip
+
+
+def _message(failure: OnblockError | None) -> str | None:
+    """What a failure says, as any database takes it: it may quote a name that is no UTF-8."""
+    return None if failure is None else str(failure).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+class Entered(NamedTuple):
+    """The row of a version that was entered."""
+
+    id: int
+    state: str
+    attempt: int
 
 
 class NewFile(NamedTuple):
@@ -217,35 +237,46 @@ class Ledger:
         return run_id
 
     def heartbeat(self, run_id: str) -> None:
-        """Renew the lease of all rows that the run holds."""
+        """Renew the lease of all rows that the run holds. One that was declared dead, and only slept, is alive again."""
         with self._write() as c:
-            c.execute(update(Run).where(Run.id == run_id).values(heartbeat_at=now_ms()))
+            self._renew(c, run_id)
+
+    @staticmethod
+    def _renew(c: Connection, run_id: str) -> None:
+        alive = update(Run).where(Run.id == run_id, Run.summary.is_(None))  # it has one when it has really ended
+        c.execute(alive.values(heartbeat_at=now_ms(), ended_at=None))
 
     def end_run(self, run_id: str, summary: dict[str, Any]) -> None:
         """The run is over: rows it still holds are free again."""
         with self._write() as c:
-            self._release(c, [run_id])
             c.execute(update(Run).where(Run.id == run_id).values(ended_at=now_ms(), summary=json.dumps(summary)))
+            self._release(c, [run_id])
 
     def recover(self) -> int:
         """End the runs that are dead and free their rows: no heartbeat for a lease, or a process that is gone."""
         with self._read() as c:
             runs = c.execute(select(Run.id, Run.worker, Run.heartbeat_at).where(Run.ended_at.is_(None))).all()
         expired = now_ms() - LEASE_MS
-        dead = [r.id for r in runs if r.heartbeat_at < expired or _worker_is_dead(r.worker)]
+        dead = {r.id: r.heartbeat_at for r in runs if r.heartbeat_at < expired or _worker_is_dead(r.worker)}
         if not dead:
             return 0
+        ended: list[str] = []
         with self._write() as c:
-            c.execute(update(Run).where(Run.id.in_(dead)).values(ended_at=now_ms()))
-            return self._release(c, dead)
+            for run_id, seen in sorted(dead.items()):  # one that has stirred since is left alone
+                ended += c.execute(
+                    update(Run).where(Run.id == run_id, Run.ended_at.is_(None), Run.heartbeat_at == seen)
+                    .values(ended_at=now_ms()).returning(Run.id)
+                ).scalars()  # fmt: skip
+            return self._release(c, ended)
 
     def _release(self, c: Connection, run_ids: list[str]) -> int:
         check_moves((s, State.QUEUED) for s in ACTIVE)
+        held = and_(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
+        self._lock(c, held)
         return c.execute(
-            update(File)
-            .where(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
+            update(File).where(held)
             .values(state=State.QUEUED, next_attempt_at=None, updated_at=now_ms())
-        ).rowcount
+        ).rowcount  # fmt: skip
 
     def route(self, job: str, destination: str) -> int:
         """The id of a job's way to a destination, made at need."""
@@ -267,51 +298,66 @@ class Ledger:
         Versions that are done are in neither: a run over known files writes nothing and builds nothing.
         """
         with self._read() as c:
-            self._fill(c, _seen, [
-                (n, names.to_text(f.path), f.size, f.mtime_ns, f.etag) for n, f in enumerate(page)
-            ])  # fmt: skip
-            rows = c.execute(
-                select(_seen.c.n, *_COLUMNS)
-                .select_from(_seen.outerjoin(File, self._same_version(route_id)))
+            self._fill(c, _seen, [(n, names.to_text(f.path), f.size, f.mtime_ns, f.etag) for n, f in enumerate(page)])
+            found = c.execute(
+                select(_seen.c.n, File.id)
+                .select_from(_seen.outerjoin(File, self._same_version(route_id, _seen)))
                 .where(or_(File.id.is_(None), File.state.not_in(DONE)))
             ).all()
-        return [r[0] for r in rows if r[1] is None], [_row(r[1:]) for r in rows if r[1] is not None]
+            rows: list[Row] = []
+            for ids in _pages([i for _, i in found if i is not None]):
+                rows += map(_row, c.execute(select(*_COLUMNS).where(File.id.in_(ids))))
+        return [n for n, i in found if i is None], rows
 
-    def enter(self, run_id: str, files: Sequence[NewFile], *, flight: str | None, device: str | None) -> list[Row]:
+    def enter(self, run_id: str, files: Sequence[NewFile], *, flight: str | None, device: str | None) -> list[Entered]:
         """Enter new versions, all of one route; their rows, also those that another run entered meanwhile."""
         if not files:
             return []
         now, route_id = now_ms(), files[0].route_id
-        values = []
-        for f in files:
-            values.append({
-                "route_id": route_id, "path": names.to_text(f.info.path), "size": f.info.size,
-                "mtime_ns": f.info.mtime_ns, "etag": f.info.etag, "state": f.state,
-                "kind": f.failure.kind if f.failure else None, "stage": f.stage,
-                "message": str(f.failure) if f.failure else None,
-                "dest_path": None if f.dest_path is None else names.to_text(f.dest_path),
-                "manifest_id": f.manifest_id, "bytes_done": 0, "attempt": 0, "tries": 0, "priority": 0,
-                "run_id": run_id, "flight": flight, "device": device, "queued_at": now, "updated_at": now,
-            })  # fmt: skip
+        given = {
+            "route_id": route_id, "bytes_done": 0, "attempt": 0, "tries": 0, "priority": 0, "run_id": run_id,
+            "flight": flight, "device": device, "manifest_id": files[0].manifest_id, "queued_at": now, "updated_at": now,
+        }  # fmt: skip
+        columns = [c for c in _new.c if c.name != "n"]
+        select_new = select(*columns, *(literal(v, File.__table__.c[k].type) for k, v in given.items())).where(
+            true()
+        )  # the grammar of SQLite wants a WHERE before ON CONFLICT
+        if not self._sqlite:  # in one order everywhere: two runs that enter a page do not wait for each other crosswise
+            select_new = select_new.order_by(_new.c.path, _new.c.size, _new.c.mtime_ns, _new.c.etag)
         with self._write() as c:
-            self._fill(c, _seen, [
-                (n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag) for n, f in enumerate(files)
+            self._fill(c, _new, [
+                (
+                    n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag, f.state,
+                    f.failure.kind if f.failure else None, f.stage, _message(f.failure),
+                    None if f.dest_path is None else names.to_text(f.dest_path),
+                )
+                for n, f in enumerate(files)
             ])  # fmt: skip
-            self._insert_new(c, File, values)
-            return [_row(r) for r in c.execute(
-                select(*_COLUMNS).select_from(_seen.join(File, self._same_version(route_id))).order_by(_seen.c.n)
-            )]  # fmt: skip
+            c.execute(
+                self._insert(File)
+                .from_select([*(k.name for k in columns), *given], select_new)
+                .on_conflict_do_nothing()
+            )
+            found = c.execute(
+                select(File.id, File.state, File.attempt)
+                .select_from(_new.join(File, self._same_version(route_id, _new)))
+                .order_by(_new.c.n)
+            ).all()
+        return [Entered(*r) for r in found]
 
     def requeue(self, run_id: str, rows: Sequence[Row]) -> list[Row]:
-        """Put rows that failed, were blocked or were asked for again back into the queue; those that could be."""
+        """Put rows that failed or were blocked back into the queue; those that are still as they were seen."""
         if not rows:
             return []
         check_moves({(r.state, State.QUEUED) for r in rows})
         moved: set[int] = set()
+        pages = [(state, page) for state in sorted({r.state for r in rows} - ACTIVE)
+                 for page in _pages([r.id for r in rows if r.state is state])]  # fmt: skip
         with self._write() as c:
-            for page in _pages([r.id for r in rows]):
+            self._lock_ids(c, [r.id for r in rows])
+            for state, page in pages:
                 moved |= set(c.execute(
-                    update(File).where(File.id.in_(page), File.state.in_(sources(State.QUEUED) - ACTIVE))
+                    update(File).where(File.id.in_(page), File.state == state)
                     .values(state=State.QUEUED, run_id=run_id, tries=0, next_attempt_at=None, queued_at=now_ms(),
                             updated_at=now_ms())
                     .returning(File.id)
@@ -321,7 +367,7 @@ class Ledger:
     def mark_seen(self, run_id: str, rows: Sequence[Row]) -> None:
         """Note that this run's listing still shows these versions, which nobody works on."""
         with self._write() as c:
-            for page in _pages([r.id for r in rows]):
+            for page in self._lock_ids(c, [r.id for r in rows]):
                 c.execute(update(File).where(File.id.in_(page), File.state.not_in(ACTIVE)).values(run_id=run_id))
 
     def gone(self, route_id: int, run_id: str) -> Iterator[list[tuple[Row, bool]]]:
@@ -359,7 +405,8 @@ class Ledger:
         taken: dict[int, Claim] = {}
         free = sources(to) & {State.QUEUED, State.FETCHED, State.PROCESSED}
         with self._write() as c:
-            for page in _pages(row_ids):
+            self._renew(c, run_id)  # whoever holds rows has a lease
+            for page in self._lock_ids(c, row_ids):
                 taken |= {r.id: Claim(*r) for r in c.execute(
                     update(File).where(File.id.in_(page), File.state.in_(free))
                     .values(state=to, attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
@@ -388,11 +435,12 @@ class Ledger:
             self._fill(c, _done, [
                 (
                     o.id, o.attempt, o.state, o.failure.kind if o.failure else None, o.stage,
-                    str(o.failure) if o.failure else None, None if o.dest_path is None else names.to_text(o.dest_path),
+                    _message(o.failure), None if o.dest_path is None else names.to_text(o.dest_path),
                     o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at,
                 )
                 for o in outcomes
             ])  # fmt: skip
+            self._lock_ids(c, [o.id for o in outcomes])
             for state in {o.state for o in outcomes}:
                 written |= set(c.execute(
                     update(File)
@@ -407,20 +455,24 @@ class Ledger:
                     )
                     .returning(File.id)
                 ).scalars())  # fmt: skip
-            changed = select(File.manifest_id).where(
-                File.id == _done.c.id, _done.c.state == State.VERIFIED, File.manifest_id.is_not(None)
-            )
-            c.execute(update(Manifest).where(Manifest.id.in_(changed)).values(version=Manifest.version + 1))
+            changed = c.execute(
+                select(File.manifest_id).distinct().where(
+                    File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == State.VERIFIED,
+                    File.manifest_id.is_not(None),
+                )
+            ).scalars().all()  # fmt: skip
+            for manifest_id in sorted(m for m in changed if m is not None):
+                c.execute(update(Manifest).where(Manifest.id == manifest_id).values(version=Manifest.version + 1))
         return written
 
     def settle_rows(self, rows: Sequence[Row], state: State, failure: OnblockError, stage: str) -> None:
         """Move rows that nobody holds aside, with the reason."""
         check_moves({(r.state, state) for r in rows})
         with self._write() as c:
-            for row in rows:
+            for row in sorted(rows):
                 c.execute(
                     update(File).where(File.id == row.id, File.state == row.state, File.attempt == row.attempt)
-                    .values(state=state, kind=failure.kind, message=str(failure), stage=stage, updated_at=now_ms())
+                    .values(state=state, kind=failure.kind, message=_message(failure), stage=stage, updated_at=now_ms())
                 )  # fmt: skip
 
     def known_content(self, route_id: int, sha256: str) -> str | None:
@@ -482,11 +534,11 @@ class Ledger:
             .where(
                 File.manifest_id == manifest_id, File.state.in_((State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED))
             )
-            .order_by(key, File.id.desc())
+            .order_by(key, File.done_at.desc(), File.id.desc())
         )
         with self._read() as c:
             for path, sha256 in c.execution_options(yield_per=2000).execute(query):
-                if path != last and sha256 is not None:  # a replaced file: its newest version
+                if path != last and sha256 is not None:  # a replaced file: what was delivered last
                     yield names.from_text(path), sha256
                 last = path
 
@@ -532,11 +584,11 @@ class Ledger:
             return [(j, d, s, n, int(b or 0)) for j, d, s, n, b in c.execute(query)]
 
     def ask_again(self, ids: Sequence[int]) -> int:
-        """Queue rows once more on somebody's wish, delivered ones too; how many could be."""
-        allowed = sources(State.QUEUED) - ACTIVE
+        """Queue rows once more on somebody's wish, at once: delivered and deferred ones too; how many could be."""
+        allowed = sources(State.QUEUED) - ACTIVE | {State.QUEUED}
         count = 0
         with self._write() as c:
-            for page in _pages(ids):
+            for page in self._lock_ids(c, ids):
                 count += c.execute(
                     update(File).where(File.id.in_(page), File.state.in_(allowed))
                     .values(state=State.QUEUED, tries=0, next_attempt_at=None, kind=None, message=None, stage=None,
@@ -560,17 +612,17 @@ class Ledger:
         with self._write() as c:
             c.execute(
                 update(File).where(File.id == row_id, File.state.in_(sources(State.QUARANTINED) - ACTIVE))
-                .values(state=State.QUARANTINED, kind=failure.kind, message=str(failure), stage="verify",
+                .values(state=State.QUARANTINED, kind=failure.kind, message=_message(failure), stage="verify",
                         done_at=None, updated_at=now_ms())
             )  # fmt: skip
 
     # -- the database -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _same_version(route_id: int) -> Any:
+    def _same_version(route_id: int, page: Table) -> Any:
         return and_(
-            File.route_id == route_id, File.path == _seen.c.path, File.size == _seen.c.size,
-            File.mtime_ns == _seen.c.mtime_ns, File.etag == _seen.c.etag,
+            File.route_id == route_id, File.path == page.c.path, File.size == page.c.size,
+            File.mtime_ns == page.c.mtime_ns, File.etag == page.c.etag,
         )  # fmt: skip
 
     def _fill(self, c: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:
@@ -581,13 +633,29 @@ class Ledger:
         if rows:
             c.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)
 
+    def _lock(self, c: Connection, which: Any) -> None:
+        """Take the locks of rows in one order everywhere, so that no two writers wait for each other crosswise."""
+        if not self._sqlite:  # whose writer is alone
+            c.execute(select(File.id).where(which).order_by(File.id).with_for_update(key_share=True))
+
+    def _lock_ids(self, c: Connection, ids: Iterable[int]) -> list[Sequence[int]]:
+        """The same for rows by id; the ids in pages."""
+        pages = list(_pages(sorted(ids)))
+        for page in pages:
+            self._lock(c, File.id.in_(page))
+        return pages
+
+    def _insert(self, model: Any) -> Any:
+        """An INSERT of this dialect, which knows ON CONFLICT."""
+        if self._sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert
+        return insert(model.__table__)
+
     def _insert_new(self, c: Connection, model: Any, values: list[dict[str, Any]]) -> None:
         """Insert rows, leaving alone those whose unique key is there."""
-        if self._sqlite:
-            from sqlalchemy.dialects.sqlite import insert as dialect_insert
-        else:
-            from sqlalchemy.dialects.postgresql import insert as dialect_insert
-        c.execute(dialect_insert(model.__table__).on_conflict_do_nothing(), values)
+        c.execute(self._insert(model).on_conflict_do_nothing(), values)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -601,7 +669,7 @@ class Ledger:
             yield c
 
 
-def _pages(ids: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
+def _pages(ids: Sequence[int], size: int = 4000) -> Iterator[Sequence[int]]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
 
@@ -640,7 +708,7 @@ def _engine(url: Any, create: bool) -> Engine:
             # a power cut may lose the last commits but never tears the database; files of lost rows are found
             # at their final names by the next run and taken as delivered after a comparison
             "synchronous=NORMAL",
-            "foreign_keys=ON", "temp_store=MEMORY", "busy_timeout=30000",
+            "foreign_keys=ON", "busy_timeout=30000",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
 
@@ -686,7 +754,17 @@ def _told() -> Iterator[None]:
 
 def _worker() -> str:
     """This process, so that others on this machine can tell whether it is still there."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    return f"{_machine()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def _machine() -> str:
+    """Where process ids mean the same: this boot of this machine, and the container. Host names alone are not unique:
+    devices are often all called the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _started(pid: int) -> int:
@@ -702,8 +780,8 @@ def _started(pid: int) -> int:
 
 def _worker_is_dead(worker: str) -> bool:
     """Whether a process of this machine is certainly gone. Of other machines only the heartbeat tells."""
-    host, pid, started = worker.rsplit(":", 2)
-    return host == socket.gethostname() and _started(int(pid)) not in (int(started), -1)
+    machine, pid, started = worker.rsplit(":", 2)
+    return machine == _machine() and _started(int(pid)) not in (int(started), -1)
 
 
 __all__ = [

@@ -34,7 +34,7 @@ from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.scan import scan
 from flows.transfer.senders import ByPrefect, Here, Sender, Unfinished
-from flows.transfer.shipment import Shipment, pack
+from flows.transfer.shipment import Shipment, pack, staging_key
 
 log = logging.getLogger("onblock.transfer")
 
@@ -85,7 +85,7 @@ def clear_gone(run: TransferRun) -> None:
             for page in run.ledger.gone(way.route_id, run.id):
                 for row, superseded in page:
                     if row.attempt and row.dest_path is not None:
-                        key = f"{row.path}\0{(row.size, row.mtime_ns, row.etag)}"
+                        key = staging_key(row.path, row.size, row.mtime_ns, row.etag)
                         session.upload(row.dest_path, 0, key=key, resume=True).abort()
                     if superseded or row.state is not RowState.QUEUED:
                         gone = SourceChanged("was replaced by a newer version", path=row.path, remedy="")

@@ -98,7 +98,7 @@ class Shipping(_Form):
 
     large: ByteSize = ByteSize(32 << 20)
     """Files of this size and more travel alone."""
-    max_files: int = Field(default=1024, ge=1, le=4096)
+    max_files: int = Field(default=4096, ge=1, le=16384)
     """At most so many small files together."""
     max_bytes: ByteSize = ByteSize(256 << 20)
     """At most so many bytes of small files together."""
@@ -248,6 +248,11 @@ class TransferJob(_Form):
             raise ValueError("two destinations are the same place")
         if self.source.place() in places:
             raise ValueError("source and destination are the same place: nothing would be moved")
+        taken = "/".join(filter(None, (self.source.place().rstrip("/"), self.folder))) + "/"
+        if inside := [p for p in places if f"{p}/".startswith(taken)]:
+            raise ValueError(
+                f"the destination {inside[0]} lies in the source: each run would take what the last brought"
+            )
         return self
 
     def zone(self) -> ZoneInfo:

@@ -22,7 +22,7 @@ from flows.transfer import retry
 from flows.transfer.job import Dedup, OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.run import TransferRun
-from flows.transfer.shipment import Leg, Shipment
+from flows.transfer.shipment import Leg, Shipment, staging_key
 from flows.transfer.verify import prove, prove_final
 
 log = logging.getLogger("onblock.transfer")
@@ -68,7 +68,10 @@ class Delivery:
             with ExitStack() as stack:
                 self._source = stack.enter_context(run.pool.session(self.job.source))
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
-                staged = self._stage_all()
+                # small files on local disks keep Python busy, not the disk: two such shipments at once only fight for
+                # its lock (measured), while one may well be read and hashed while another is made durable
+                with run.staging if len(shipment.items) > 1 and not self._over_a_network() else nullcontext():
+                    staged = self._stage_all()
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
                     for number, session in enumerate(self._sessions):
@@ -84,6 +87,9 @@ class Delivery:
             if not isinstance(error, OnblockError) or error.kind is Kind.CANCELLED:
                 raise
         return self.receipt
+
+    def _over_a_network(self) -> bool:
+        return any(s.features.latency for s in (self._source, *self._sessions))
 
     # -- staging ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class Delivery:
                 for leg in legs:
                     try:
                         self._uploads[leg.row_id] = self._sessions[leg.way].upload(
-                            leg.dest_path, file.size, key=f"{file.path}\0{file.version}", mtime_ns=file.mtime_ns
+                            leg.dest_path, file.size, key=staging_key(file.path, *file.version), mtime_ns=file.mtime_ns
                         )
                         open_legs.append(leg)
                     except OnblockError as error:

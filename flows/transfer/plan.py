@@ -77,7 +77,7 @@ def _plan_way(
         return todo
     entered = run.ledger.enter(run.id, [_entry(way, p) for p in fresh], flight=run.flight, device=run.device)
     for passage, row in zip(fresh, entered, strict=True):
-        if row.state is State.QUEUED and passage.dest_path is not None:
+        if row.state == State.QUEUED and passage.dest_path is not None:
             todo.append((passage.file, Leg(number, row.id, row.attempt, passage.dest_path)))
     return todo
 

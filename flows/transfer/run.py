@@ -5,6 +5,7 @@ Made once per run, shared by its shipments. What happens with it is told in `flo
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -46,6 +47,7 @@ class TransferRun:
         self.pool = SessionPool()
         self.stop = threading.Event()
         self.content_lock = threading.Lock()
+        self.staging = threading.Lock()
         self.id = ""
         self.recovered = 0
         self.seconds = 0.0
@@ -72,7 +74,8 @@ class TransferRun:
                 None if self.target.manifest is None else self.ledger.manifest(storage.place(), self.target.manifest)
             )
             self.ways.append(Way(storage, route_id, manifest))
-        self._heart = threading.Thread(target=self._beat, name="onblock-heartbeat", daemon=True)
+        context = contextvars.copy_context()  # whoever watches may want to know which flow run this is
+        self._heart = threading.Thread(target=context.run, args=(self._beat,), name="onblock-heartbeat", daemon=True)
         self._heart.start()
         self._began = time.monotonic()
         return self

@@ -56,6 +56,11 @@ class Shipment:
         return f"{len(self.items)} files from {names.display(self.items[0].file.path)}"
 
 
+def staging_key(path: str, size: int, mtime_ns: int, etag: str) -> str:
+    """Names a file version to `Session.upload`: a later run finds what an earlier one staged, and only of this version."""
+    return f"{path}\0{size}\0{mtime_ns}\0{etag}"
+
+
 def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:
     """Gather files into shipments: large ones alone, small ones together, in the order they come."""
     number = size = 0

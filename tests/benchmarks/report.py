@@ -139,7 +139,7 @@ def _seconds(axis: Axes, group: list[Series]) -> None:
 
 def _label(series: Series, values: list[float]) -> str:
     seconds = median(values)
-    return f"{seconds:.2f} s\n{speed(series, seconds)}"
+    return f"{seconds:.2f} s\n{speed(series, seconds)}".rstrip()
 
 
 def _cost(axis: Axes, group: list[Series]) -> None:

@@ -4,7 +4,7 @@
     b       one file of 2 GiB: the same
     c       no-op rerun of (a), and of 100,000 known files
     server  (a) with a running Prefect server, and without
-    memory  peak memory at 20,000 and at 200,000 files (takes some minutes: only with --big, or by name)
+    memory  peak memory at 20,000 and at 200,000 files
 
 Here are the arguments, the work folder and its end. Exit code 0: measured (whether the bounds were reached is in the
 table); 1: a program failed or did not do its work; 2: bad arguments or too little space; 130: interrupted.
@@ -36,14 +36,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     first = (__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.run", description=first)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, not {ROUNDS}")
-    parser.add_argument("--big", action="store_true", help="with the memory check at 200,000 files")
     parser.add_argument("--only", metavar="a,b,c", help=f"some of: {', '.join(SCENARIOS)}")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder of the results (bench-out)")
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()), help="where to work: a disk with room"
     )
     given = parser.parse_args(argv)
-    given.names = [n for n in SCENARIOS if n != "memory" or given.big]
+    given.names = list(SCENARIOS)
     if given.only:
         given.names = [n.strip() for n in given.only.split(",")]
         if unknown := [n for n in given.names if n not in SCENARIOS]:
