@@ -22,7 +22,8 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from blocks.errors import Cancelled, ConfigError, SourceChanged, SourceVanished
+from blocks.errors import ConfigError, NotFound, SourceChanged, SourceVanished
+from blocks.storage.base import Session
 from flows.ledger import Ledger
 from flows.ledger import State as RowState
 from flows.transfer.job import TransferJob
@@ -81,7 +82,7 @@ def clear_gone(run: TransferRun) -> None:
         return
     for way in run.ways:
         assert way.route_id is not None  # only a dry run has none
-        with run.pool.session(way.storage) as session:
+        with run.pool.session(way.storage) as session, run.pool.session(run.job.source) as source:
             for page in run.ledger.gone(way.route_id, run.id):
                 for row, superseded in page:
                     if row.attempt and row.dest_path is not None:
@@ -90,11 +91,23 @@ def clear_gone(run: TransferRun) -> None:
                     if superseded or row.state is not RowState.QUEUED:
                         gone = SourceChanged("was replaced by a newer version", path=row.path, remedy="")
                         run.ledger.settle_rows([row], RowState.CANCELLED, gone, "scan")
+                    elif _is_there(source, row.path):
+                        unwanted = SourceChanged("the job no longer asks for it", path=row.path, remedy="")
+                        run.ledger.settle_rows([row], RowState.CANCELLED, unwanted, "scan")
                     else:
                         gone = SourceVanished("was gone before it could be delivered", path=row.path)
                         run.ledger.settle_rows([row], RowState.FAILED, gone, "scan")
                         run.meter.add(Receipt(failed=1))
                         log.error("%s", gone)
+
+
+def _is_there(source: Session, path: str) -> bool:
+    """Whether a file that the listing left out is there all the same."""
+    try:
+        source.stat(path)
+    except NotFound:
+        return False
+    return True
 
 
 # -- without Prefect's API ----------------------------------------------------------------------------------------
@@ -193,4 +206,4 @@ def told(summary: dict[str, Any]) -> str:
     return ", ".join([*parts, *summary["problems"]])
 
 
-__all__ = ["Cancelled", "all_well", "carry_out", "run_here", "shipments", "told", "transfer"]
+__all__ = ["all_well", "carry_out", "run_here", "shipments", "told", "transfer"]

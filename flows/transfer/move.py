@@ -33,6 +33,10 @@ CHUNK = 4 << 20
 """Bytes of a large file on their way at a time: one chunk is hashed while it is written."""
 
 
+SOURCE = -1
+"""Stands for the source where ways are counted."""
+
+
 class Staged(NamedTuple):
     """A file that lies whole at a destination, not yet under its final name."""
 
@@ -53,7 +57,8 @@ class Delivery:
         self._claims: dict[int, Claim] = {}  # rows that are ours and not accounted for
         self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
         self._outcomes: list[Outcome] = []
-        self._away: dict[int, NetworkError] = {}  # destinations that stopped answering: the rest does not wait for them
+        # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
+        self._away: dict[int, NetworkError] = {}
         self._buffers = _local
 
     def deliver(self) -> Receipt:
@@ -98,7 +103,9 @@ class Delivery:
         for file, legs in self.shipment.items:
             mine = []
             for leg in legs:
-                if leg.way in self._away:
+                if SOURCE in self._away:
+                    self._fail(leg, self._away[SOURCE], "read")
+                elif leg.way in self._away:
                     self._fail(leg, self._away[leg.way], "write")
                 elif leg.row_id in self._claims:
                     mine.append(leg)
@@ -312,8 +319,8 @@ class Delivery:
         claim = self._claims.pop(leg.row_id, None)
         if claim is None:
             return
-        if isinstance(error, NetworkError) and stage == "write":
-            self._away[leg.way] = error
+        if isinstance(error, NetworkError):
+            self._away[SOURCE if stage == "read" else leg.way] = error
         tries = claim.tries + (error.kind not in (Kind.CANCELLED, Kind.PAUSED))
         state, next_attempt_at = retry.after(error.kind, tries, claim.queued_at, now_ms())
         if state in (State.FAILED, State.QUARANTINED):
@@ -337,8 +344,9 @@ class Delivery:
 
     def _write_down(self) -> None:
         """All outcomes in one transaction. A row that is no longer ours was taken by another run: what it writes counts."""
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes = self._outcomes
         written = self.run.ledger.finish(outcomes)
+        self._outcomes = []  # only now: what could not be written is tried once more before the run gives up
         lost = [o for o in outcomes if o.id not in written]
         if lost:
             log.warning("%d rows were taken over by another run meanwhile", len(lost))

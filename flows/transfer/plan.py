@@ -10,6 +10,7 @@ from blocks.storage.base import FileInfo
 from flows.ledger.states import ACTIVE, State
 from flows.ledger.store import PROBLEM, NewFile, Row, now_ms
 from flows.transfer.gate import Passage, gate
+from flows.transfer.job import OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.retry import CURABLE
 from flows.transfer.run import TransferRun, Way
@@ -48,7 +49,7 @@ def _plan_way(
     if rows:
         by_path = {f.path: f for f in page}
         judged = {r.path: gate(by_path[r.path], run.target, features) for r in rows}
-        again = [r for r in rows if _worth_another(r, judged[r.path])]
+        again = [r for r in rows if _worth_another(r, judged[r.path], run.job.on_conflict)]
         if not run.dry:
             run.ledger.mark_seen(run.id, rows)
             queued = {r.id: r for r in run.ledger.requeue(run.id, again)}
@@ -89,12 +90,14 @@ def _entry(way: Way, passage: Passage) -> NewFile:
     )
 
 
-def _worth_another(row: Row, passage: Passage) -> bool:
+def _worth_another(row: Row, passage: Passage, on_conflict: OnConflict) -> bool:
     """Whether a row that was set aside may be tried again, now that the file is seen again."""
     if passage.state is not State.QUEUED:
         return False
     if row.state is State.BLOCKED:
         return True
+    if row.state is State.CANCELLED:  # by a run that did not see it, or left it for what is at its final name
+        return row.kind is Kind.SOURCE_CHANGED or (row.kind is Kind.CONFLICT and on_conflict is not OnConflict.SKIP)
     return row.state is State.FAILED and row.kind in CURABLE
 
 

@@ -47,8 +47,8 @@ class Sender(ABC):
 
     def send(self, shipment: Shipment) -> None:
         """Hand a shipment over, once there is a place for it. Raises what a shipment before it raised."""
-        self._slots.acquire()
         self.collect()
+        self._slots.acquire()
         self.run.meter.planned(len(shipment.items), shipment.bytes)
         self.run.watcher.shipment("queued", shipment)
         self._start(shipment)

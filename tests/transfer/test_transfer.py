@@ -12,6 +12,7 @@ import pytest
 
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger, State
+from flows.ledger.store import NewFile
 from flows.transfer.flow import run_here
 from flows.transfer.job import Settle, Shipping
 from tests.transfer.conftest import Bench, sha256
@@ -291,3 +292,51 @@ def test_memory_of_a_watcher_is_not_needed(bench: Bench) -> None:
 
     run_here(bench.job(), watcher=Watcher())
     assert seen == ["queued", "started", "completed"]
+
+
+def test_a_file_the_job_no_longer_asks_for_is_not_missed(bench: Bench) -> None:
+    bench.put("a", b"1")
+    with Ledger.open() as ledger:
+        run_id = ledger.begin_run("job", flight=None, device=None)
+        route = ledger.route("job", bench.job().destinations[0].place())
+        info = next(iter(bench.job().source.open().scan()))
+        ledger.enter(run_id, [NewFile(route, info, "a", None)], flight=None, device=None)
+        ledger.end_run(run_id, {})
+    summary = bench.run(exclude=["a"])
+    assert (summary["delivered"], summary["failed"]) == (0, 0)
+    with Ledger.open() as ledger:
+        (row,) = ledger.files()
+    assert (row["state"], row["message"]) == (State.CANCELLED, "a: the job no longer asks for it")
+    assert bench.run()["delivered"] == 1  # and it asks again
+
+
+def test_a_file_that_was_left_for_another_is_taken_when_the_policy_changes(bench: Bench) -> None:
+    (bench.archive / "f").write_bytes(b"old")
+    bench.put("f", b"new")
+    assert bench.run(on_conflict="skip")["skipped"] == 1
+    assert bench.run(on_conflict="skip")["skipped"] == 1
+    assert bench.run(on_conflict="rename")["delivered"] == 1
+    assert bench.files() == {"f": b"old", "f~2": b"new"}
+
+
+def test_a_version_that_comes_back_is_delivered(bench: Bench) -> None:
+    """The first version was deferred, a second took its place and went, the first returns."""
+    bench.put("f", b"first")
+    with Ledger.open() as ledger:
+        run_id = ledger.begin_run("job", flight=None, device=None)
+        route = ledger.route("job", bench.job().destinations[0].place())
+        ledger.enter(
+            run_id, [NewFile(route, next(iter(bench.job().source.open().scan())), "f", None)], flight=None, device=None
+        )
+        ledger.end_run(run_id, {})
+    bench.put("f", b"second", mtime=1_700_000_001.0)
+    assert bench.run()["delivered"] == 1
+    bench.put("f", b"first")
+    assert bench.run()["delivered"] == 1
+    assert sorted(bench.files().values()) == [b"first", b"second"]
+
+
+def test_one_shipment_at_a_time_is_enough(bench: Bench) -> None:
+    for n in range(20):
+        bench.put(f"f{n}", b"x")
+    assert bench.run(shipping=Shipping(max_files=3, at_once=1))["delivered"] == 20
