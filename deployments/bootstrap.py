@@ -167,11 +167,16 @@ def _fields(value: Any) -> Any:
     return [_fields(v) for v in value] if isinstance(value, list) else value
 
 
+def limits(devices: Iterable[str]) -> dict[str, int]:
+    """The tags that the flow demands a limit for, and how many tasks of each run at a time."""
+    return {ALL_TAG: ALL_LIMIT, **{f"device:{d}": DEVICE_LIMIT for d in sorted(set(devices))}}
+
+
 def create_limits(client: SyncPrefectClient, devices: Iterable[str], report: Report) -> None:
     """Create the limits `onblock` and `device:<name>` where there are none; one that is there stays as it is."""
     from prefect.exceptions import ObjectNotFound
 
-    for tag, slots in {ALL_TAG: ALL_LIMIT, **{f"device:{d}": DEVICE_LIMIT for d in sorted(set(devices))}}.items():
+    for tag, slots in limits(devices).items():
         try:
             limit = client.read_concurrency_limit_by_tag(tag)
             report.kept.append(f"limit {tag}: {limit.concurrency_limit}")

@@ -379,8 +379,16 @@ def _api_url() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def _terminate(signum: int, frame: object) -> None:
+def _interrupted(signum: int, frame: object) -> None:
+    """The first signal puts everything down in order; another one does not wait for that."""
+    signal.signal(signal.SIGINT, _at_once)
+    signal.signal(signal.SIGTERM, _at_once)
     raise SystemExit(128 + signum)
+
+
+def _at_once(signum: int, frame: object) -> None:
+    os.write(2, b"onblock: stopped at once; run it again to go on\n")
+    os._exit(128 + signum)  # what is left behind is cleared up by the next run
 
 
 def main() -> None:
@@ -390,7 +398,8 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.getLogger("onblock").addHandler(handler)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGTERM, _interrupted)
     # the whole of a traceback is for us, not for whoever runs a job
     try:
         app()
@@ -399,9 +408,10 @@ def main() -> None:
         if os.environ.get("ONBLOCK_DEBUG"):
             raise
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("onblock: interrupted; run it again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code in (130, 143):
+            print("onblock: interrupted; run it again to go on", file=sys.stderr)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

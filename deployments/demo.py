@@ -1,46 +1,50 @@
-"""`onblock demo`: a flight in miniature, made on the spot, delivered by the same command a user types, and checked.
+"""`onblock demo`: a flight in miniature, delivered by the same command a user types, through Prefect, and checked.
 
-Here are the making of the flight (video, photos, telemetry) and the story told around three runs of `onblock run`.
-How files are moved is not here: the demo starts the program as a child and believes its summary only where
-`sha256sum` and its own look at the folders agree.
+Here are the story told around three runs of `onblock run`, and the Prefect server that is there as long as it is told.
+The flight is made in `flight.py`; how files are moved is not here either: the demo starts the program as a child and
+believes its summary only where `sha256sum`, Prefect and its own look at the folders agree.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-if TYPE_CHECKING:
-    import numpy as np
+from deployments import up
+from deployments.bootstrap import limits
+from deployments.flight import CLIPS, PHOTOS, TELEMETRY, correct_altitudes, make_card
 
 FLIGHT = "flight-0042"
-CLIPS = {
-    "DCIM/100MEDIA/DJI_0001.MP4": (0.55, 3.0),
-    "DCIM/100MEDIA/DJI_0002.MP4": (0.33, 4.0),
-    "Prüfflug Höhe 120 m, Kamera vorn.mp4": (0.08, 3.0),
-}
-"""Path on the card: tint (0 to 1) and length in seconds of a clip."""
-PHOTOS = 300
-TELEMETRY = "logs/telemetry.csv"
-WIDTH, HEIGHT, RATE = 640, 360, 25
+DEVICE = "card"
+LARGE, MAX_FILES = 450_000, 200
+"""Files of that many bytes travel alone, smaller ones with so many at most: what each of the job's tasks moves. Not many
+tasks: each may wait 2 s for its slots, when SQLite is locked as it asks."""
 TIME_LIMIT = 120
 """Seconds after which a child counts as hung."""
+SERVER_WITHIN = 60.0
+"""Seconds the Prefect server may take to answer."""
+ANSWER_WITHIN = 30.0
+"""Seconds the Prefect server may be too busy to answer, and may take to write down how tasks ended: it learns that from
+events, a little later."""
 
 HOW = {
     "checksum": "SHA-256 taken while reading, the copy read back and compared",
@@ -84,12 +88,18 @@ class _Places:
     def home(self) -> Path:
         return self.root / "onblock-home"
 
+    @property
+    def prefect(self) -> Path:
+        return self.root / "prefect-home"
+
 
 def demo(home: Path | None = None) -> int:
     """Run the demo below `home`/demo (default: below ONBLOCK_HOME). 0 if all was as it must be, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     try:
-        _tell(console, _fresh_folder(home))
+        at = _fresh_folder(home)
+        with prefect_server(at) as prefect:
+            _tell(console, at, prefect)
     except DemoFailed as failure:
         console.print(Text(f"\nThe demo FAILED: {failure}", "bold red"))
         return 1
@@ -115,13 +125,14 @@ def _fresh_folder(home: Path | None) -> _Places:
 # -- the story --------------------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, at: _Places) -> None:
+def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
     def step(number: int, title: str) -> None:
         console.print(Text(f"\n{number}. {title}", "bold cyan"))
 
     def say(text: str) -> None:
         console.print(Text(f"   {text}"))
 
+    say(f"A Prefect server of the demo's own is starting: {prefect.url}")
     step(1, "A flight has ended: its recordings are on a card")
     with console.status("encoding video and photos"):
         make_card(at.card)
@@ -137,8 +148,15 @@ def _tell(console: Console, at: _Places) -> None:
         Text("".join(f"     {line}\n" for line in at.job.read_text("utf-8").splitlines()).rstrip("\n"), "dim")
     )
 
-    step(3, "Deliver it. You would type:")
-    first = _run(console, at)
+    step(3, "Get the Prefect server ready: limits for the tags of the job's tasks")
+    with console.status("waiting for the Prefect server"):
+        prefect.wait()
+    say(f"up after {time.monotonic() - prefect.started:.1f} s; its state is in {at.prefect}")
+    say("limits   " + ", ".join(f"{tag}: {slots} at a time" for tag, slots in prefect.make_limits().items()))
+
+    step(4, "Deliver it. Where PREFECT_API_URL is set, this is a flow run. You would type:")
+    _show(console, f"export PREFECT_API_URL={prefect.url}/api")
+    first = _run(console, at, prefect)
     _expect("first run", first, scanned=count, delivered=count, duplicates=0)
     if first["bytes"] != size:
         raise DemoFailed(f"first run: {first['bytes']} bytes reported, the card holds {size}")
@@ -146,23 +164,26 @@ def _tell(console: Console, at: _Places) -> None:
     if set(copies := _files(at.delivered)) - {at.manifest.name} != set(before):
         odd = sorted(set(before) ^ (set(copies) - {at.manifest.name}))
         raise DemoFailed(f"card and archive do not hold the same names, for example {odd[0]!r}")
+    large = sum(p.stat().st_size >= LARGE for p in before.values())
+    _seen(console, prefect, large + -(-(count - large) // MAX_FILES))
 
-    step(4, "Do not believe it: check with a program that knows nothing of onblock. You would type:")
+    step(5, "Do not believe it: check with a program that knows nothing of onblock. You would type:")
     _sha256sum(console, at, at.delivered, count)
     say("The same list holds for the card, so what arrived is what was recorded:")
     _sha256sum(console, at, at.card, count)
 
-    step(5, "Run the job again: there is nothing to do")
-    again = _run(console, at)
+    step(6, "Run the job again: there is nothing to do")
+    again = _run(console, at, prefect)
     _expect("second run", again, scanned=count, delivered=0, duplicates=count)
     say(f"0 delivered, all {count} known (duplicates), {again['seconds']:.2f} s. Nothing was read or written twice.")
+    _seen(console, prefect, 0)
 
-    step(6, f"Change one file, keeping its size ({TELEMETRY}), and run again")
+    step(7, f"Change one file, keeping its size ({TELEMETRY}), and run again")
     old = before[TELEMETRY].read_bytes()
-    _edit(before[TELEMETRY])
+    correct_altitudes(before[TELEMETRY])
     new = before[TELEMETRY].read_bytes()
     say(f"altitudes corrected: still {len(new)} bytes, other content, a new time of modification")
-    third = _run(console, at)
+    third = _run(console, at, prefect)
     _expect("third run", third, scanned=count, delivered=1, duplicates=count - 1)
     after = _files(at.delivered)
     added = sorted(set(after) - set(copies))
@@ -178,7 +199,9 @@ def _tell(console: Console, at: _Places) -> None:
     console.print(Text("\nAll as it must be.", "bold green"))
     say(f"archive   {at.delivered}")
     say(f"manifest  {at.manifest}")
-    say(f"Have a look, put a file of your own on the card and run the job again; then delete {at.root}")
+    say("Have a look, put a file on the card and run the job again: without PREFECT_API_URL it needs no server.")
+    say(f"Then delete {at.root}")
+    say("The demo's Prefect server ends with it. `onblock up` keeps such a server running, with its UI and a worker.")
 
 
 def _job(at: _Places) -> str:
@@ -186,27 +209,22 @@ def _job(at: _Places) -> str:
         "name": "demo",
         "source": {"type": "local-storage", "root": str(at.card)},
         "destination": {"type": "local-storage", "root": str(at.archive), "create_root": True},
-        "device": "card",
+        "device": DEVICE,
         "path": "{flight}/{path}",
         "verify": "checksum",
         "on_conflict": "rename",
         "settle": {"quiet": "200 ms"},
+        "shipping": {"large": f"{LARGE // 1000} kB", "max_files": MAX_FILES},
     }
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True)
 
 
-def _run(console: Console, at: _Places) -> dict[str, Any]:
+def _run(console: Console, at: _Places, prefect: Prefect) -> dict[str, Any]:
     """Run the job as a user does, in a process of its own; its summary."""
     words = ["run", str(at.job), "--flight", FLIGHT]
     _show(console, f"ONBLOCK_HOME={shlex.quote(str(at.home))} {shlex.join(['onblock', *words])}")
-    env = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "ONBLOCK_LEDGER_URL")}
-    env |= {"ONBLOCK_HOME": str(at.home), "PYTHONUTF8": "1"}
     with console.status("onblock run"):
-        child = _child(
-            [sys.executable, "-m", "deployments.cli", *words, "--json"],
-            env=env,
-            cwd=Path(__file__).resolve().parents[1],
-        )
+        child = _child([sys.executable, "-P", "-m", "deployments.cli", *words, "--json"], env=prefect.env, cwd=at.root)
     if child.returncode:
         said = (child.stderr.strip() or child.stdout.strip()).splitlines()
         raise DemoFailed("\n".join([f"`onblock run` ended with exit code {child.returncode}:", *said[-15:]]))
@@ -257,6 +275,22 @@ def _summary(summary: dict[str, Any], at: _Places) -> Text:
     return lines
 
 
+def _seen(console: Console, prefect: Prefect, tasks: int) -> None:
+    """Show what Prefect wrote down of the last run: a flow run that ended well, and so many tasks that did."""
+    console.print(Text("   Prefect, asked through its API:", "bold"))
+    flow, runs = prefect.last_run(tasks)
+    if flow["state"]["type"] != "COMPLETED" or {r["state"]["type"] for r in runs} - {"COMPLETED"}:
+        raise DemoFailed(f"flow run {flow['name']!r} or a task of it did not end well: {flow['state'].get('message')}")
+    console.print(
+        Text(f"     flow run  {flow['name']}: {flow['state']['name']}, {flow['state'].get('message')}", "green")
+    )
+    for run in runs:
+        tags = ", ".join(sorted(run["tags"]))
+        console.print(Text(f"     task run  {run['name']}: {run['state']['name']}, tags {tags}", "dim"))
+    if not runs:
+        console.print(Text("     no task runs: there was nothing to do", "dim"))
+
+
 def _sha256sum(console: Console, at: _Places, folder: Path, expected: int) -> None:
     """`sha256sum -c` of the manifest in `folder`: all `expected` files are OK."""
     if not at.manifest.is_file():
@@ -287,97 +321,104 @@ def _files(folder: Path) -> dict[str, Path]:
     return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-# -- the flight -------------------------------------------------------------------------------------------------
+# -- Prefect ----------------------------------------------------------------------------------------------------
 
 
-def make_card(card: Path) -> None:
-    """Write a flight's recordings below `card`: clips (H.264 in MP4), photos (JPEG) and telemetry (CSV)."""
-    for name, (tint, seconds) in CLIPS.items():
-        (card / name).parent.mkdir(parents=True, exist_ok=True)
-        _clip(card / name, tint, seconds)
-    photos = card / "DCIM/101PHOTO"
-    photos.mkdir(parents=True)
-    for number, jpeg in enumerate(_jpegs(PHOTOS), 1):
-        (photos / f"IMG_{number:04}.JPG").write_bytes(jpeg)
-    log = card / TELEMETRY
-    log.parent.mkdir()
-    log.write_text("".join(_telemetry(1800)), "utf-8")
+@dataclass(frozen=True)
+class Prefect:
+    """The Prefect server of one demo. Asked over plain HTTP: settings of the user's Prefect stay out of it."""
+
+    url: str
+    env: dict[str, str]
+    """The environment of what is to use this server, and of the server."""
+    process: up.Child
+    started: float
+    """By `time.monotonic`."""
+
+    def wait(self) -> None:
+        """Wait until it answers. Raises DemoFailed if it does not within SERVER_WITHIN of its start."""
+        left = max(1.0, self.started + SERVER_WITHIN - time.monotonic())
+        if not up.wait_healthy(f"{self.url}/api/health", self.process, up.Stop(), left):
+            raise DemoFailed("\n".join(up.trouble(self.process, time.monotonic() - self.started)))
+
+    def make_limits(self) -> dict[str, int]:
+        """Make the limits that the flow demands; they, by tag."""
+        made = limits([DEVICE])
+        for tag, slots in made.items():
+            self._ask("/concurrency_limits/", {"tag": tag, "concurrency_limit": slots})
+        return made
+
+    def last_run(self, tasks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The latest flow run and its task runs, which must be so many and come to an end. Raises DemoFailed."""
+        flows = self._ask("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+        if not flows:
+            raise DemoFailed("Prefect knows of no flow run")
+        mine = {"flow_runs": {"id": {"any_": [flows[0]["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        deadline = time.monotonic() + ANSWER_WITHIN
+        while True:
+            runs = self._ask("/task_runs/filter", mine)
+            ended = [r for r in runs if r["state"] and r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
+            if len(runs) == len(ended) == tasks:
+                return flows[0], runs
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"Prefect knows of {len(runs)} tasks, {len(ended)} of them ended; {tasks} expected")
+            time.sleep(0.2)
+
+    def _ask(self, path: str, body: dict[str, Any]) -> Any:
+        data, head = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        deadline = time.monotonic() + ANSWER_WITHIN
+        while True:
+            try:
+                with up.DIRECT.open(urllib.request.Request(f"{self.url}/api{path}", data, head), timeout=30) as answer:
+                    return json.load(answer)
+            except (OSError, ValueError) as error:
+                # 503: its database is locked, as it often is for a moment after the start
+                if getattr(error, "code", None) != 503 or time.monotonic() > deadline:
+                    raise DemoFailed(f"the Prefect server gave no answer to {path}: {error}") from error
+                time.sleep(0.2)
 
 
-class _Ground:
-    """Fields from above, and a disc that circles over them: cheap pictures that move."""
-
-    def __init__(self, width: int, height: int, tint: float):
-        import numpy as np
-
-        rng = np.random.default_rng(round(tint * 1000))
-        fields = rng.integers(40, 200, (2 * height // 40, 2 * width // 40, 3)).repeat(40, 0).repeat(40, 1)
-        grain = rng.integers(0, 40, fields.shape)
-        weights = np.array([0.4 + 0.6 * tint, 0.9, 1.0 - 0.6 * tint])
-        self._map = ((fields + grain) * weights).astype(np.uint8)
-        radius = height // 8
-        y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
-        self._disc = x * x + y * y <= radius * radius
-        self._width, self._height = width, height
-
-    def picture(self, t: float) -> np.ndarray:
-        """RGB, (height, width, 3) of uint8, at time t in s."""
-        h, w = self._height, self._width
-        top, left = int(h * (0.4 + 0.4 * math.sin(0.3 * t))), int(w * (0.4 + 0.4 * math.sin(0.5 * t)))
-        image = self._map[top : top + h, left : left + w].copy()
-        y, x = int(h * (0.4 + 0.2 * math.sin(2 * t))), int(w * (0.4 + 0.2 * math.cos(2 * t)))
-        image[y : y + self._disc.shape[0], x : x + self._disc.shape[1]][self._disc] = (250, 240, 90)
-        return image
+@contextmanager
+def prefect_server(at: _Places) -> Iterator[Prefect]:
+    """Start a Prefect server for this demo alone, not waiting until it answers. It ends with the block, whatever ends
+    that: SIGTERM and SIGHUP leave it as an exception, as Ctrl-C does; while the server is being ended they are ignored."""
+    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, _leave) for s in heeded}
+    children: list[up.Child] = []
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        env = _environment(at, port, url)
+        at.prefect.mkdir()
+        children.append(up.start_server("127.0.0.1", port, env, at.prefect / "server.log", at.root))
+        yield Prefect(url, env, children[0], time.monotonic())
+    finally:
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
+        up.end(children)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _clip(path: Path, tint: float, seconds: float) -> None:
-    import av
-    from av.video.frame import VideoFrame
-
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        ground = _Ground(WIDTH, HEIGHT, tint)
-        for index in range(round(seconds * RATE)):
-            frame = VideoFrame.from_ndarray(ground.picture(index / RATE), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+def _leave(number: int, frame: object) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
-def _jpegs(count: int) -> Iterator[bytes]:
-    """Photos: each packet of an MJPEG stream is a whole JPEG file."""
-    from av.codec.context import CodecContext
-    from av.video.codeccontext import VideoCodecContext
-    from av.video.frame import VideoFrame
-
-    encoder = CodecContext.create("mjpeg", "w")
-    assert isinstance(encoder, VideoCodecContext)
-    encoder.width, encoder.height, encoder.pix_fmt = 320, 240, "yuvj420p"
-    encoder.time_base, encoder.options = Fraction(1, RATE), {"qmin": "2", "qmax": "4"}
-    ground = _Ground(320, 240, 0.5)
-    for index in range(count):
-        frame = VideoFrame.from_ndarray(ground.picture(index / 5), format="rgb24")
-        frame = frame.reformat(format="yuvj420p")
-        frame.pts = index
-        for packet in encoder.encode(frame):
-            yield bytes(packet)
-    for packet in encoder.encode(None):
-        yield bytes(packet)
-
-
-def _telemetry(rows: int) -> Iterator[str]:
-    yield "t_s,latitude,longitude,altitude_m,battery_v\n"
-    for i in range(rows):
-        angle = i / 150
-        yield (
-            f"{i / 10:.1f},{50.94 + 0.002 * math.sin(angle):.6f},{6.96 + 0.003 * math.cos(angle):.6f},"
-            f"{120 + 5 * math.sin(angle / 3):.2f},{16.8 - i * 0.001:.3f}\n"
-        )
-
-
-def _edit(log: Path) -> None:
-    """Correct the altitudes in place, byte for byte the same size."""
-    table = str.maketrans("123456789", "234567891")
-    head, *rows = log.read_text("utf-8").splitlines(keepends=True)
-    cells = (row.split(",") for row in rows)
-    log.write_text(head + "".join(",".join([*c[:3], c[3].translate(table), c[4]]) for c in cells), "utf-8")
+def _environment(at: _Places, port: int, url: str) -> dict[str, str]:
+    """What `onblock up` gives its children, without what the user set for Prefect, for a proxy or for the ledger."""
+    given = {
+        key: value
+        for key, value in os.environ.items()
+        if key != "ONBLOCK_LEDGER_URL" and not key.upper().startswith("PREFECT_") and not key.lower().endswith("_proxy")
+    }
+    own = {
+        "ONBLOCK_HOME": str(at.home),
+        "PREFECT_HOME": str(at.prefect),
+        "PREFECT_PROFILES_PATH": str(at.prefect / "profiles.toml"),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # 3 s for Prefect's own blocks, and the demo uses none
+        "PYTHONUTF8": "1",
+    }
+    return up.environment(given | own, "127.0.0.1", port, url)

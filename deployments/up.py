@@ -2,7 +2,8 @@
 
 Starts `prefect server`, waits until it answers, runs `deployments.bootstrap`, starts a process worker for the pool
 `onblock`, says where everything is, and watches. What it starts it also ends: runs first, so that a mover can write
-down how far it came, then the worker, then the server. What is registered is decided in `bootstrap.py`.
+down how far it came, then the worker, then the server. What is registered is decided in `bootstrap.py`. `onblock demo`
+starts and ends a server of its own with what is here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 """Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""
 HEALTHY_WITHIN = 120.0
 """Seconds a server may take to answer; a first start creates its database."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs, but never through a proxy: what we ask is on this machine."""
 GRACE = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -69,10 +72,9 @@ def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
     before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     children: list[Child] = []
     try:
-        command = ["prefect", "server", "start", "--host", host, "--port", str(port)]
-        children.append(_start("the Prefect server", command, env, logs / "server.log"))
+        children.append(start_server(host, port, env, logs / "server.log"))
         print(f"starting the Prefect server on {url} ...", flush=True)
-        if not _wait_healthy(f"{url}/api/health", children[0], stop):
+        if not wait_healthy(f"{url}/api/health", children[0], stop):
             return 0 if stop.asked else _report(children[0])
         children.append(_start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env))
         if code := _wait_end(children[-1], children[:1], stop):
@@ -87,7 +89,7 @@ def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
                     return _report(child)
         return 0
     finally:
-        _end(children)
+        end(children)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -142,25 +144,33 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _start(name: str, module: list[str], env: dict[str, str], log: Path | None = None) -> Child:
+def start_server(host: str, port: int, env: dict[str, str], log: Path, folder: Path | None = None) -> Child:
+    """Start a Prefect server, in `folder` if it is given: Prefect reads settings from there. Its output goes to `log`."""
+    command = ["prefect", "server", "start", "--host", host, "--port", str(port)]
+    return _start("the Prefect server", command, env, log, folder)
+
+
+def _start(
+    name: str, module: list[str], env: dict[str, str], log: Path | None = None, folder: Path | None = None
+) -> Child:
     """Start a module of this Python in a process group of its own: a Ctrl-C in the terminal reaches only us."""
     command = [sys.executable, "-P", "-m", *module]  # -P: a folder `flows` or `deployments` here is not ours
     if log is None:
         return Child(name, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True), None)
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
     return Child(name, process, log)
 
 
-def _wait_healthy(address: str, server: Child, stop: Stop) -> bool:
+def wait_healthy(address: str, server: Child, stop: Stop, seconds: float = HEALTHY_WITHIN) -> bool:
     """Whether the server answers before it dies, the time is over, or we are asked to stop."""
-    deadline = time.monotonic() + HEALTHY_WITHIN
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy to ourselves
+    deadline = time.monotonic() + seconds
     while server.process.poll() is None and time.monotonic() < deadline and not stop.wait(0.2):
         try:
-            with opener.open(address, timeout=5) as answer:
+            with DIRECT.open(address, timeout=5) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             continue
@@ -178,16 +188,23 @@ def _wait_end(child: Child, others: list[Child], stop: Stop) -> int:
 
 def _report(child: Child) -> int:
     """Say that a child ended or never came up, with the end of its log; the exit code for that."""
+    what, *log = trouble(child)
+    print("\n".join([f"onblock up: {what}; ending everything", *log]), file=sys.stderr)
+    return 1
+
+
+def trouble(child: Child, waited: float = HEALTHY_WITHIN) -> list[str]:
+    """Lines that say that a child ended, or did not answer for so many seconds, and the end of its log."""
     code = child.process.poll()
     if code is None:
-        what = f"does not answer after {HEALTHY_WITHIN:.0f} s"
+        what = f"does not answer after {waited:.0f} s"
     else:
         what = f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
-    print(f"onblock up: {child.name} (pid {child.process.pid}) {what}; ending everything", file=sys.stderr)
+    lines = [f"{child.name} (pid {child.process.pid}) {what}"]
     if child.log:
-        lines = child.log.read_text(errors="replace").splitlines()[-15:]
-        print("\n".join([f"the end of {child.log}:", *(f"    {line}" for line in lines)]), file=sys.stderr)
-    return 1
+        tail = child.log.read_text(errors="replace").splitlines()[-15:]
+        lines += [f"the end of {child.log}:", *(f"    {line}" for line in tail)]
+    return lines
 
 
 def _welcome(url: str, logs: Path) -> str:
@@ -210,7 +227,7 @@ Ctrl-C ends all of it."""
 # -- ending what was started ------------------------------------------------------------------------------------
 
 
-def _end(children: list[Child]) -> None:
+def end(children: list[Child]) -> None:
     """End all children, the last one first, each after its descendants: Prefect's worker runs flows in sessions of
     their own, which a signal to the worker's group does not reach, and which a worker that ends leaves behind."""
     for child in reversed(children):

@@ -1,22 +1,37 @@
-"""The demo as a user runs it, once; what it claims is looked at again by other means. And that it can fail."""
+"""The demo as a user runs it, once; what it claims is looked at again by other means. And that it can fail.
+
+Only that one run has a Prefect server; where the demo is to fail, a stand-in takes its place.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import re
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments import demo
+from deployments import demo, flight, up
 
-COUNT = len(demo.CLIPS) + demo.PHOTOS + 1
+COUNT = len(flight.CLIPS) + flight.PHOTOS + 1
+SOMEBODY_ELSES = {
+    "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_PROFILE": "work", "PREFECT_API_KEY": "pnu_none",
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/none",
+    "PREFECT_SERVER_API_AUTH_STRING": "admin:secret", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",
+}  # fmt: skip
+"""What a user may have set, none of which is the demo's business."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,7 @@ class Ran:
     code: int
     seconds: float
     out: str
+    err: str
     root: Path
 
     @property
@@ -41,7 +57,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     started = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-m", "deployments.cli", "demo"],
-        env={**os.environ, "ONBLOCK_HOME": str(home), "COLUMNS": "200"},
+        env={**os.environ, **SOMEBODY_ELSES, "ONBLOCK_HOME": str(home), "HOME": str(home), "COLUMNS": "200"},
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -52,7 +68,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     seconds = time.monotonic() - started
     assert child.returncode == 0, child.stdout + child.stderr
     (root,) = (home / "demo").iterdir()
-    yield Ran(child.returncode, seconds, child.stdout, root)
+    yield Ran(child.returncode, seconds, child.stdout, child.stderr, root)
 
 
 def digest(path: Path) -> str:
@@ -82,23 +98,54 @@ def test_it_ends_well_and_in_time(ran: Ran) -> None:
         "All as it must be.",
         "onblock run ",
         "checksums.sha256",
+        "limits   onblock: 4 at a time, device:card: 2 at a time",
+        f": Completed, {COUNT} delivered\n",
+        f"task run  {demo.MAX_FILES} files from ",
+        ": Completed, tags device:card, onblock\n",
+        f": Completed, 0 delivered, {COUNT} duplicates\n",
+        "no task runs: there was nothing to do",
+        "`onblock up` keeps such a server running",
     ],
 )
 def test_it_says(ran: Ran, line: str) -> None:
     assert line in ran.out
 
 
+def test_prefect_ran_it(ran: Ran) -> None:
+    """Its database, looked at without Prefect."""
+    alone = sum(p.stat().st_size >= demo.LARGE for p in below(ran.card).values())
+    wanted = alone + math.ceil((COUNT - alone) / demo.MAX_FILES)
+    with sqlite3.connect(ran.root / "prefect-home" / "prefect.db") as database:
+        flows = database.execute("SELECT state_type, count(*) FROM flow_run GROUP BY 1").fetchall()
+        tasks = database.execute("SELECT state_type, count(*) FROM task_run GROUP BY 1").fetchall()
+    database.close()
+    assert flows == [("COMPLETED", 3)]
+    assert tasks == [("COMPLETED", wanted + 1)]  # and the one of the changed file
+    assert ran.out.count("task run  ") == wanted
+
+
+def test_the_server_is_gone_and_nobody_elses_was_touched(ran: Ran) -> None:
+    (port,) = set(re.findall(r"http://127\.0\.0\.1:(\d+)", ran.out))
+    assert up.port_trouble("127.0.0.1", int(port)) is None
+    assert {p.name for p in ran.root.parents[1].iterdir()} == {"demo"}  # no ~/.prefect
+
+
+def test_only_the_story_is_told(ran: Ran) -> None:
+    assert " | " not in ran.out and "INFO" not in ran.out and "WARNING" not in ran.out
+    assert ran.err == ""
+
+
 def test_the_flight_is_real(ran: Ran) -> None:
     import av
 
-    for name, (_, seconds) in demo.CLIPS.items():
+    for name, (_, seconds) in flight.CLIPS.items():
         with av.open(str(ran.card / name)) as clip:
             assert clip.streams.video[0].codec_context.name == "h264"
-            assert sum(1 for _ in clip.decode(video=0)) == round(seconds * demo.RATE)
+            assert sum(1 for _ in clip.decode(video=0)) == round(seconds * flight.RATE)
     photos = sorted(ran.card.rglob("*.JPG"))
-    assert len(photos) == demo.PHOTOS
-    assert len({digest(p) for p in photos}) > demo.PHOTOS * 0.9
-    for photo in photos[:: demo.PHOTOS // 10]:
+    assert len(photos) == flight.PHOTOS
+    assert len({digest(p) for p in photos}) > flight.PHOTOS * 0.9
+    for photo in photos[:: flight.PHOTOS // 10]:
         with av.open(str(photo)) as image:
             assert next(image.decode(video=0)).width == 320
 
@@ -109,11 +156,11 @@ def test_every_file_arrived_whole(ran: Ran) -> None:
     added = set(archive) - set(card) - {"checksums.sha256"}
     assert len(added) == 1  # the changed telemetry, beside the older one
     for name, path in card.items():
-        if name != demo.TELEMETRY:
+        if name != flight.TELEMETRY:
             assert digest(archive[name]) == digest(path), name
-    assert digest(archive[added.pop()]) == digest(card[demo.TELEMETRY])
-    assert digest(archive[demo.TELEMETRY]) != digest(card[demo.TELEMETRY])
-    assert archive[demo.TELEMETRY].stat().st_size == card[demo.TELEMETRY].stat().st_size
+    assert digest(archive[added.pop()]) == digest(card[flight.TELEMETRY])
+    assert digest(archive[flight.TELEMETRY]) != digest(card[flight.TELEMETRY])
+    assert archive[flight.TELEMETRY].stat().st_size == card[flight.TELEMETRY].stat().st_size
 
 
 def test_nothing_temporary_is_left(ran: Ran) -> None:
@@ -125,6 +172,21 @@ def test_the_manifest_is_true(ran: Ran) -> None:
     listed = dict(reversed(line.split("  ", 1)) for line in lines)
     assert len(listed) == len(lines) == COUNT + 1
     assert listed == {n: digest(p) for n, p in below(ran.delivered).items() if n != "checksums.sha256"}
+
+
+# -- it fails where it should ---------------------------------------------------------------------------------------
+
+
+def few_bytes(card: Path) -> None:
+    """As many files as the flight has, but small ones."""
+    (card / "a").mkdir(parents=True)
+    for number in range(COUNT):
+        (card / "a" / f"{number}").write_bytes(b"x")
+
+
+@contextmanager
+def no_server(at: Any) -> Iterator[Any]:
+    yield SimpleNamespace(url="http://nowhere", started=0.0, wait=lambda: None, make_limits=dict)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +206,13 @@ def test_a_deviation_ends_in_1(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def make_card(card: Path) -> None:
-        for number in range(COUNT):
-            (card / "a").mkdir(parents=True, exist_ok=True)
-            (card / "a" / f"{number}").write_bytes(b"x")
-
     summary = {
         "scanned": COUNT, "delivered": COUNT, "duplicates": 0, "failed": 0, "blocked": 0, "deferred": 0,
         "settling": 0, "bytes": COUNT, "seconds": 1.0, "verified_by": {"checksum": COUNT}, "destinations": [],
     }  # fmt: skip
-    monkeypatch.setattr(demo, "make_card", make_card)
-    monkeypatch.setattr(demo, "_run", lambda console, at: summary | wrong)
+    monkeypatch.setattr(demo, "make_card", few_bytes)
+    monkeypatch.setattr(demo, "prefect_server", no_server)
+    monkeypatch.setattr(demo, "_run", lambda console, at, prefect: summary | wrong)
     assert demo.demo(tmp_path) == 1
     assert line in capsys.readouterr().out
 
@@ -173,3 +231,90 @@ def test_a_wrong_manifest_ends_in_1(tmp_path: Path) -> None:
     (at.delivered / "a").write_bytes(b"y")
     with pytest.raises(demo.DemoFailed, match="a: FAILED"):
         demo._sha256sum(console, at, at.delivered, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import sys; print('no room for a server'); sys.exit(3)", ["ended with exit code 3", "no room for a server"]),
+        ("import time; time.sleep(600)", ["does not answer after "]),
+    ],
+)
+def test_without_a_server_it_ends_in_1(
+    code: str, says: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[up.Child] = []
+
+    def start_server(host: str, port: int, env: dict[str, str], log: Path, folder: Path) -> up.Child:
+        with log.open("wb") as out:
+            process = subprocess.Popen([sys.executable, "-c", code], stdout=out, start_new_session=True)
+        started.append(up.Child("the Prefect server", process, log))
+        return started[0]
+
+    monkeypatch.setattr(demo, "make_card", few_bytes)
+    monkeypatch.setattr(demo, "SERVER_WITHIN", 0.0)
+    monkeypatch.setattr(up, "start_server", start_server)
+    before = signal.getsignal(signal.SIGTERM)
+    assert demo.demo(tmp_path) == 1
+    out = capsys.readouterr().out
+    for text in ("The demo FAILED: the Prefect server (pid ", *says):
+        assert text in out
+    assert started[0].process.poll() is not None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_server_ends_with_a_demo_that_is_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+         "from deployments.cli import main; main()", "demo"],
+        env={**os.environ, "ONBLOCK_HOME": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        assert "is starting" in child.stdout.readline()
+        started = up.descendants(child.pid)
+        assert started
+        child.send_signal(number)
+        child.communicate(timeout=60)
+        assert child.returncode == code
+        assert not [pid for pid, _ in started if Path(f"/proc/{pid}").exists()]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def answering(flows: list[Any], tasks: list[Any]) -> demo.Prefect:
+    class Told(demo.Prefect):
+        def _ask(self, path: str, body: dict[str, Any]) -> Any:
+            return {"/flow_runs/filter": flows, "/task_runs/filter": tasks}[path]
+
+    return Told("http://nowhere", {}, None, 0.0)  # type: ignore[arg-type]
+
+
+def run_in(state: str) -> dict[str, Any]:
+    return {
+        "id": "1",
+        "name": "odd-otter",
+        "tags": ["onblock"],
+        "state": {"type": state, "name": state, "message": "so"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("flows", "tasks", "says"),
+    [
+        ([], [], "knows of no flow run"),  # `onblock run` went past Prefect
+        ([run_in("COMPLETED")], [], "knows of 0 tasks, 0 of them ended; 1 expected"),
+        ([run_in("COMPLETED")], [run_in("RUNNING")], "knows of 1 tasks, 0 of them ended; 1 expected"),
+        ([run_in("COMPLETED")], [run_in("COMPLETED")] * 2, "knows of 2 tasks, 2 of them ended; 1 expected"),
+        ([run_in("COMPLETED")], [run_in("FAILED")], "did not end well"),
+        ([run_in("FAILED")], [run_in("COMPLETED")], "'odd-otter' or a task of it did not end well: so"),
+    ],
+)
+def test_what_prefect_saw_must_be_right(
+    flows: list[Any], tasks: list[Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "ANSWER_WITHIN", 0.0)
+    with pytest.raises(demo.DemoFailed, match=says):
+        demo._seen(demo.Console(), answering(flows, tasks), 1)
