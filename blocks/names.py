@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from blocks.errors import ConfigError
@@ -42,6 +43,7 @@ def check_label(value: str, what: str = "name") -> str:
     return value
 
 
+@lru_cache(8192)  # each path passes here when it is planned, read and written
 def check_path(path: str) -> str:
     """`path` itself if it is a relative path that stays below its root.
 

@@ -57,7 +57,6 @@ class Features:
     mtime_set: bool = False  # the mtime given to upload() is kept
     byte_names: bool = False  # names that are no UTF-8 can be stored
     bulk_push: bool = False  # takes a whole shipment at once
-    latency: bool = True  # a file takes longer to ask for than to copy: several at a time pay
 
 
 class Reader(ABC):

@@ -144,7 +144,7 @@ class LocalSession(Session):
 
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        mtime_set=True, byte_names=True, latency=False,
+        mtime_set=True, byte_names=True,
     )  # fmt: skip
 
     def __init__(self, root: str, *, direct: bool = True):
@@ -246,7 +246,8 @@ class LocalSession(Session):
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
-                fd = self._open_link(full, path, flags)
+                full = self._target_of_link(full, path)
+                fd = os.open(full, flags)
         except FileNotFoundError as error:
             raise SourceVanished("is no longer there", path=path) from error
         except OSError as error:
@@ -255,19 +256,19 @@ class LocalSession(Session):
             ):  # how a socket answers, and a device without driver
                 raise ConfigError(f"is {_special(os.lstat(full).st_mode)}, not a file", path=path) from error
             raise os_failure(error, "cannot open it", path) from error
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
             os.close(fd)
-            raise ConfigError(f"is {_special(mode)}, not a file", path=path, remedy="add it to `exclude`")
+            raise ConfigError(f"is {_special(st.st_mode)}, not a file", path=path, remedy="add it to `exclude`")
         if offset:
             os.lseek(fd, offset, os.SEEK_SET)
-        return LocalReader(path, full, fd)
+        return LocalReader(path, full, fd, st.st_ino)
 
-    def _open_link(self, full: str, path: str, flags: int) -> int:
+    def _target_of_link(self, full: str, path: str) -> str:
         target = os.path.realpath(full)
         if not self._inside(target):
             raise ConfigError("is a link that leads out of the folder", path=path, remedy="put the file itself there")
-        return os.open(target, flags)
+        return target
 
     def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
         direct = self.direct and (fresh or self.stat(path).size >= DIRECT_FROM)
@@ -382,8 +383,8 @@ class LocalSession(Session):
 class LocalReader(Reader):
     """One open file."""
 
-    def __init__(self, path: str, full: str, fd: int):
-        self.path, self.full, self.fd = path, full, fd
+    def __init__(self, path: str, full: str, fd: int, inode: int = 0):
+        self.path, self.full, self.fd, self.inode = path, full, fd, inode
 
     def readinto(self, buffer: Buffer) -> int:
         view, got = memoryview(buffer), 0
@@ -400,12 +401,12 @@ class LocalReader(Reader):
 
     def info(self) -> FileInfo:
         try:
-            st, removed = os.stat(self.full), not os.fstat(self.fd).st_nlink
+            st = os.lstat(self.full)  # by name: it may have been renamed away, or another file may have its name
         except FileNotFoundError as error:
             raise SourceVanished("was removed or renamed while it was read", path=self.path) from error
         except OSError as error:
             raise os_failure(error, "cannot look at it", self.path) from error
-        if removed or stat.S_ISDIR(st.st_mode):
+        if st.st_ino != self.inode:
             raise SourceChanged("was replaced while it was read", path=self.path)
         return FileInfo(self.path, st.st_size, st.st_mtime_ns)
 

@@ -73,10 +73,7 @@ class Delivery:
             with ExitStack() as stack:
                 self._source = stack.enter_context(run.pool.session(self.job.source))
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
-                # small files on local disks keep Python busy, not the disk: two such shipments at once only fight for
-                # its lock (measured), while one may well be read and hashed while another is made durable
-                with run.staging if len(shipment.items) > 1 and not self._over_a_network() else nullcontext():
-                    staged = self._stage_all()
+                staged = self._stage_all()
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
                     for number, session in enumerate(self._sessions):
@@ -92,9 +89,6 @@ class Delivery:
             if not isinstance(error, OnblockError) or error.kind is Kind.CANCELLED:
                 raise
         return self.receipt
-
-    def _over_a_network(self) -> bool:
-        return any(s.features.latency for s in (self._source, *self._sessions))
 
     # -- staging ----------------------------------------------------------------------------------------------------
 

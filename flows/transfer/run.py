@@ -47,7 +47,6 @@ class TransferRun:
         self.pool = SessionPool()
         self.stop = threading.Event()
         self.content_lock = threading.Lock()
-        self.staging = threading.Lock()
         self.id = ""
         self.recovered = 0
         self.seconds = 0.0
