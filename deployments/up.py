@@ -121,6 +121,12 @@ def environment(given: Mapping[str, str], host: str, port: int, url: str) -> dic
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
+        # written once a second, not with each event: a task that asks for its slot at that moment would find SQLite
+        # busy, get a 503 and sleep 2 s (measured: 3 of 5 shipments)
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
         "PREFECT_WORKER_QUERY_SECONDS": "1",  # default 10: a flight would wait that long for its transfer
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without heartbeats a run cut off by a power failure is Running for ever
     }  # fmt: skip

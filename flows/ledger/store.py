@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -703,8 +704,8 @@ def _engine(url: Any, create: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, in the mode that fits
+        _write_ahead(connection)
         for pragma in (
-            "journal_mode=WAL",
             # a power cut may lose the last commits but never tears the database; files of lost rows are found
             # at their final names by the next run and taken as delivered after a comparison
             "synchronous=NORMAL",
@@ -718,6 +719,19 @@ def _engine(url: Any, create: bool) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: Any) -> None:
+    """Turn on WAL. While another process does the same to a new file, SQLite says "locked" at once and does not wait."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 _WRITABLE = "set ONBLOCK_HOME to a folder you may write to"

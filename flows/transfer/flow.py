@@ -62,6 +62,7 @@ def shipments(run: TransferRun) -> Iterator[Shipment]:
 
 def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:
     """Move one shipment and prove it. Raises Unfinished if some of its files did not arrive."""
+    shipment.begun.set()
     run.watcher.shipment("started", shipment)
     run.meter.add(Receipt(deferred=-shipment.deferred))  # what an earlier try put off is tried now
     delivery = Delivery(run, shipment)
@@ -169,7 +170,7 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
         TransferRun(job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)) as run,
     ):
         summary = carry_out(run, ByPrefect(run, deliver))
-        watcher.tick(run.meter)
+        watcher.finish(run.meter)
     watcher.summary(summary)
     text = told(summary)
     return Completed(message=text, data=summary) if all_well(summary) else Failed(message=text, data=summary)

@@ -7,6 +7,7 @@ them. Names of files in it are written for people (`names.display`).
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 from uuid import UUID
 
@@ -21,13 +22,17 @@ from flows.transfer.shipment import Shipment
 log = logging.getLogger("onblock.transfer")
 
 
+EVERY_S = 3.0
+"""Seconds between two updates of the progress bar: each is a write to the server's database."""
+
+
 class PrefectWatcher:
     """Tells the Prefect server. A server that is away costs the picture, never the files."""
 
     def __init__(self, job: str, run_label: str, *, flight: str | None, device: str | None):
         self._job, self._run_label, self._flight, self._device = job, run_label, flight, device
         self._artifact: UUID | None = None
-        self._shown = -1.0
+        self._shown, self._next = -1.0, 0.0
         try:
             made = create_progress_artifact(
                 progress=0.0, key=f"transfer-{_key(job)}", description=f"{job}: files planned so far"
@@ -45,9 +50,9 @@ class PrefectWatcher:
             meter.bytes_done / meter.bytes_planned if meter.bytes_planned else meter.files_done / meter.files_planned
         )
         percent = round(min(share, 1.0) * (99.0 if meter.scanning else 100.0), 1)
-        if percent == self._shown:
+        if percent == self._shown or time.monotonic() < self._next:
             return
-        self._shown = percent
+        self._shown, self._next = percent, time.monotonic() + EVERY_S
         try:
             update_progress_artifact(artifact_id=self._artifact, progress=percent)
         except (PrefectException, httpx.HTTPError) as error:
@@ -55,7 +60,9 @@ class PrefectWatcher:
             self._artifact = None
 
     def shipment(self, event: str, shipment: Shipment, receipt: Receipt | None = None) -> None:
-        """One event of a shipment."""
+        """One event of a shipment of small files, when it is over; also its beginning if it is one large file."""
+        if event in ("queued", "started") and not shipment.large:
+            return
         first = shipment.items[0].file
         payload: dict[str, Any] = {
             "job": self._job, "flight": self._flight, "device": self._device, "shipment": shipment.number,
@@ -73,6 +80,11 @@ class PrefectWatcher:
             },
             payload=payload,
         )  # fmt: skip
+
+    def finish(self, meter: Meter) -> None:
+        """The last word of the progress bar."""
+        self._next = 0.0
+        self.tick(meter)
 
     def summary(self, summary: dict[str, Any]) -> None:
         """The table at the end of a run."""

@@ -19,6 +19,9 @@ from flows.transfer.retry import TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Shipment
 
+SLOT_WAIT_S = 5.0
+"""How long a task may take to get its slot before the next one is begun all the same."""
+
 
 class Unfinished(Exception):
     """Some files of a shipment did not arrive; the ledger says which and why. `again` if that may pass by waiting."""
@@ -113,7 +116,11 @@ class ByPrefect(Sender):
         task = self._task.with_options(refresh_cache=True) if refresh else self._task
         future = task.submit(self.run, shipment)
         future.add_done_callback(lambda _: self._slots.release())
+        future.add_done_callback(lambda _: shipment.begun.set())
         self._under_way.append((future, shipment))
+        # one task at a time asks for its slot: two that ask at once collide in a server on SQLite, which answers 503,
+        # and Prefect's client then sleeps 2 s
+        shipment.begun.wait(SLOT_WAIT_S)
 
     def collect(self, *, wait: bool = False) -> None:
         while self._under_way and (wait or self._under_way[0][0].wrapped_future.done()):

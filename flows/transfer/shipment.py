@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,10 +31,11 @@ class Item(NamedTuple):
 class Shipment:
     """What one task moves: one large file, or many small ones."""
 
-    def __init__(self, number: int, items: Sequence[Item]):
-        self.number, self.items = number, items
+    def __init__(self, number: int, items: Sequence[Item], *, large: bool = False):
+        self.number, self.items, self.large = number, items, large
         self.bytes = sum(i.file.size for i in items)
         self.deferred = 0  # files that the last try put off
+        self.begun = threading.Event()  # somebody moves it, or is done with it
 
     @property
     def row_ids(self) -> list[int]:
@@ -68,7 +70,7 @@ def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:
     for item in items:
         if item.file.size >= rules.large:
             number += 1
-            yield Shipment(number, [item])
+            yield Shipment(number, [item], large=True)
             continue
         if small and (len(small) >= rules.max_files or size + item.file.size > rules.max_bytes):
             number += 1
