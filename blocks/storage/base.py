@@ -147,6 +147,10 @@ class Session(ABC):
         """Begin to write a file of `size` bytes (a hint) and make its folders. `key` names the file version, so that
         a later upload finds what an earlier one kept, and none finds what belongs to another version."""
 
+    def discard(self, path: str, key: str) -> None:
+        """Remove what an upload of this path and key left behind, if anything."""
+        self.upload(path, 0, key=key, resume=True).abort()
+
     def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
         """Commit many small files, with one barrier for all where that is possible; the final name or failure of each."""
         done: list[str | OnblockError] = []

@@ -297,6 +297,15 @@ class LocalSession(Session):
             raise os_failure(error, "cannot write there", path) from error
         return LocalUpload(self, path, final, full, fd, mtime_ns, direct=direct, resume=resume)
 
+    def discard(self, path: str, key: str) -> None:
+        self.at(path)
+        try:
+            os.unlink(self._prefix + names.temporary(path, key))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise os_failure(error, "cannot remove the temporary file", path) from error
+
     def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
         if len(uploads) < 8:
             return super().commit_all(uploads)

@@ -22,10 +22,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from blocks.errors import ConfigError, NotFound, SourceChanged, SourceVanished
-from blocks.storage.base import Session
+from blocks.errors import ConfigError
 from flows.ledger import Ledger
-from flows.ledger import State as RowState
+from flows.transfer.gone import clear_gone
 from flows.transfer.job import TransferJob
 from flows.transfer.manifest import write_manifests
 from flows.transfer.move import Delivery
@@ -35,7 +34,7 @@ from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.scan import scan
 from flows.transfer.senders import ByPrefect, Here, Sender, Unfinished
-from flows.transfer.shipment import Shipment, pack, staging_key
+from flows.transfer.shipment import Shipment, pack
 
 log = logging.getLogger("onblock.transfer")
 
@@ -62,6 +61,7 @@ def shipments(run: TransferRun) -> Iterator[Shipment]:
 
 def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:
     """Move one shipment and prove it. Raises Unfinished if some of its files did not arrive."""
+    first_try = not shipment.begun.is_set()
     shipment.begun.set()
     run.watcher.shipment("started", shipment)
     run.meter.add(Receipt(deferred=-shipment.deferred))  # what an earlier try put off is tried now
@@ -69,46 +69,14 @@ def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:
     receipt = delivery.deliver()
     shipment.deferred = receipt.deferred
     run.meter.add(receipt)
+    if first_try:  # what another run has taken is on its way, but not here yet
+        run.meter.add(Receipt(deferred=delivery.elsewhere))
     if not delivery.failures:
         run.watcher.shipment("completed", shipment, receipt)
         return receipt
     again = bool(delivery.failures & RETRIED)
     run.watcher.shipment("retry_scheduled" if again else "failed", shipment, receipt)
     raise Unfinished(receipt, sorted(delivery.failures), again=again)
-
-
-def clear_gone(run: TransferRun) -> None:
-    """Rows that wait for files which a complete listing no longer shows are settled, and their remains removed."""
-    if not run.scanned.complete:
-        return
-    for way in run.ways:
-        assert way.route_id is not None  # only a dry run has none
-        with run.pool.session(way.storage) as session, run.pool.session(run.job.source) as source:
-            for page in run.ledger.gone(way.route_id, run.id):
-                for row, superseded in page:
-                    if row.attempt and row.dest_path is not None:
-                        key = staging_key(row.path, row.size, row.mtime_ns, row.etag)
-                        session.upload(row.dest_path, 0, key=key, resume=True).abort()
-                    if superseded or row.state is not RowState.QUEUED:
-                        gone = SourceChanged("was replaced by a newer version", path=row.path, remedy="")
-                        run.ledger.settle_rows([row], RowState.CANCELLED, gone, "scan")
-                    elif _is_there(source, row.path):
-                        unwanted = SourceChanged("the job no longer asks for it", path=row.path, remedy="")
-                        run.ledger.settle_rows([row], RowState.CANCELLED, unwanted, "scan")
-                    else:
-                        gone = SourceVanished("was gone before it could be delivered", path=row.path)
-                        run.ledger.settle_rows([row], RowState.FAILED, gone, "scan")
-                        run.meter.add(Receipt(failed=1))
-                        log.error("%s", gone)
-
-
-def _is_there(source: Session, path: str) -> bool:
-    """Whether a file that the listing left out is there all the same."""
-    try:
-        source.stat(path)
-    except NotFound:
-        return False
-    return True
 
 
 # -- without Prefect's API ----------------------------------------------------------------------------------------

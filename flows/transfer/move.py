@@ -22,7 +22,7 @@ from flows.transfer import retry
 from flows.transfer.job import Dedup, OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.run import TransferRun
-from flows.transfer.shipment import Leg, Shipment, staging_key
+from flows.transfer.shipment import Leg, Shipment, discard_staged, staging_key
 from flows.transfer.verify import prove, prove_final
 
 log = logging.getLogger("onblock.transfer")
@@ -54,6 +54,7 @@ class Delivery:
         self.run, self.shipment, self.job = run, shipment, run.job
         self.receipt = Receipt()
         self.failures: set[Kind] = set()
+        self.elsewhere = 0  # rows that another run has taken
         self._claims: dict[int, Claim] = {}  # rows that are ours and not accounted for
         self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
         self._outcomes: list[Outcome] = []
@@ -68,7 +69,9 @@ class Delivery:
         what the ledger raises.
         """
         run, shipment = self.run, self.shipment
-        self._claims = run.ledger.claim(run.id, shipment.row_ids)
+        wanted = shipment.row_ids
+        self._claims = run.ledger.claim(run.id, wanted)
+        self.elsewhere = len(wanted) - len(self._claims)
         try:
             with ExitStack() as stack:
                 self._source = stack.enter_context(run.pool.session(self.job.source))
@@ -114,10 +117,13 @@ class Delivery:
         try:
             with self._source.read(file.path) as reader:
                 for leg in legs:
+                    session, attempt = self._sessions[leg.way], self._claims[leg.row_id].attempt
                     try:
-                        self._uploads[leg.row_id] = self._sessions[leg.way].upload(
-                            leg.dest_path, file.size, key=staging_key(file.path, *file.version), mtime_ns=file.mtime_ns
-                        )
+                        discard_staged(session, leg.dest_path, file.path, file.version, attempt)
+                        self._uploads[leg.row_id] = session.upload(
+                            leg.dest_path, file.size, key=staging_key(file.path, file.version, attempt),
+                            mtime_ns=file.mtime_ns,
+                        )  # fmt: skip
                         open_legs.append(leg)
                     except OnblockError as error:
                         self._fail(leg, error, "write")

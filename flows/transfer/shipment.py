@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from blocks import names
-from blocks.storage.base import FileInfo
+from blocks.storage.base import FileInfo, Session
 from flows.transfer.job import Shipping
+
+LOOK_BACK = 50
+"""How many attempts back a temporary file is looked for: all but the last few have removed their own."""
 
 
 class Leg(NamedTuple):
@@ -58,9 +61,16 @@ class Shipment:
         return f"{len(self.items)} files from {names.display(self.items[0].file.path)}"
 
 
-def staging_key(path: str, size: int, mtime_ns: int, etag: str) -> str:
-    """Names a file version to `Session.upload`: a later run finds what an earlier one staged, and only of this version."""
-    return f"{path}\0{size}\0{mtime_ns}\0{etag}"
+def staging_key(path: str, version: tuple[int, int, str], attempt: int) -> str:
+    """Names one attempt at a file version to `Session.upload`. No two attempts share a temporary file: a worker that was
+    taken for dead and wakes may only ever give its own bytes the final name."""
+    return f"{path}\0{version}\0{attempt}"
+
+
+def discard_staged(session: Session, dest_path: str, path: str, version: tuple[int, int, str], before: int) -> None:
+    """Remove what attempts before this one may have left behind when they were killed."""
+    for attempt in range(max(1, before - LOOK_BACK), before):
+        session.discard(dest_path, staging_key(path, version, attempt))
 
 
 def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:

@@ -484,3 +484,15 @@ def test_move_of_what_is_not_there(place: Place, session: Session) -> None:
     with pytest.raises((NotFound, SourceVanished)):
         session.move("none", "elsewhere")
     assert place.everything() == set()
+
+
+def test_discard_removes_what_was_kept_and_nothing_else(place: Place, session: Session) -> None:
+    for key in ("one", "two"):
+        begin(session, "d/clip.mp4", b"1234", key=key).keep()
+    kept = place.everything()
+    session.discard("d/clip.mp4", "one")
+    session.discard("d/clip.mp4", "never begun")
+    session.discard("no folder/clip.mp4", "one")
+    assert place.everything() < kept if session.features.resume_write else True
+    session.discard("d/clip.mp4", "two")
+    assert place.everything() == set()

@@ -13,8 +13,10 @@ from typing import Any
 
 from sqlalchemy import select
 
+from blocks.errors import Kind
+from blocks.names import from_text
 from blocks.storage.base import FileInfo
-from flows.ledger import Ledger
+from flows.ledger import Ledger, State
 from flows.ledger.models import File
 from flows.ledger.store import NewFile, Row
 
@@ -23,7 +25,7 @@ CONTEXT.set_forkserver_preload(["flows.ledger.store", "flows.ledger.migrate", "s
 
 
 def at_once(count: int, work: Callable[..., Any], *args: Any, seconds: float = 120) -> list[Any]:
-    """What `work(number, *args)` returned in each of `count` processes that began together."""
+    """What `work(number, meet, *args)` returned in each of `count` processes; `meet()` waits until all have come so far."""
     barrier = CONTEXT.Barrier(count)
     crowd = []
     for number in range(count):
@@ -50,9 +52,8 @@ def at_once(count: int, work: Callable[..., Any], *args: Any, seconds: float = 1
 
 def _one(answer: Connection, barrier: Any, work: Callable[..., Any], number: int, args: tuple[Any, ...]) -> None:
     try:
-        barrier.wait(60)
-        answer.send((True, work(number, *args)))
-    except BaseException:  # the parent tells
+        answer.send((True, work(number, lambda: barrier.wait(60), *args)))
+    except BaseException:  # noqa: BLE001 - the parent tells
         answer.send((False, traceback.format_exc()))
 
 
@@ -96,9 +97,25 @@ def version(path: str, size: int = 1, mtime_ns: int = 1, etag: str = "") -> File
 def enter(
     ledger: Ledger, run_id: str, route: int, versions: Iterable[FileInfo], manifest: int | None = None
 ) -> list[Row]:
-    """Enter versions under their own path."""
+    """Enter versions under their own path; their rows, in the order given."""
     files = [NewFile(route, v, v.path, manifest) for v in versions]
-    return ledger.enter(run_id, files, flight=None, device=None)
+    entered = ledger.enter(run_id, files, flight=None, device=None)
+    return look(ledger, [e.id for e in entered])
+
+
+def look(ledger: Ledger, ids: Sequence[int]) -> list[Row]:
+    """Rows as they are."""
+    found: dict[int, Row] = {}
+    with ledger.engine.begin() as c:
+        for start in range(0, len(ids), 1000):
+            query = select(*[getattr(File, f) for f in Row._fields]).where(File.id.in_(ids[start : start + 1000]))
+            for values in c.execute(query):
+                row = Row(*values)
+                found[row.id] = row._replace(
+                    path=from_text(row.path), state=State(row.state), kind=Kind(row.kind) if row.kind else None,
+                    dest_path=None if row.dest_path is None else from_text(row.dest_path),
+                )  # fmt: skip
+    return [found[i] for i in ids]
 
 
 def table(ledger: Ledger, *columns: str, route: int | None = None) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def test_upgrading_twice_does_nothing(url: str) -> None:
 
 def test_opening_again_does_not_import_alembic(url: str) -> None:
     Ledger.open(url).close()
-    code = "import sys; from flows.ledger import Ledger; Ledger.open(sys.argv[1]).close(); print('alembic' in sys.modules)"
+    code = (
+        "import sys; from flows.ledger import Ledger; Ledger.open(sys.argv[1]).close(); print('alembic' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert done.stdout.strip() == "False"
 
@@ -128,7 +131,8 @@ def test_many_processes_open_an_empty_database_at_once(url: str, turn: int) -> N
     assert len(set(crowd.at_once(count, _open, url))) == 1
 
 
-def _open(number: int, url: str) -> str:
+def _open(number: int, meet: Callable[[], object], url: str) -> str:
+    meet()
     with Ledger.open(url) as ledger:
         return ledger.identity
 

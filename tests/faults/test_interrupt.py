@@ -1,0 +1,146 @@
+"""SIGINT and SIGTERM: `onblock run` stops soon, says so, leaves nothing half done, and goes on the next time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.ledger import Ledger
+from flows.ledger.states import ACTIVE
+from tests.faults.card import MIB, Truth, make_card, temporary_files, until, write_job
+from tests.faults.forker import REPOSITORY, Forker
+
+SEED = int(os.environ.get("ONBLOCK_TEST_SEED") or random.SystemRandom().randrange(10**9))
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SOON = 5.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_card(tmp_path_factory.mktemp("source") / "card", small=600, large=(64 * MIB, 65 * MIB, 66 * MIB))
+
+
+@pytest.fixture(scope="module")
+def truth(card: Path) -> Truth:
+    return Truth(card)
+
+
+def check_put_down(truth: Truth, archive: Path, err: str) -> None:
+    """Nothing is half done, and the user is told what to do."""
+    assert "run it again to go on" in err, err
+    assert "Traceback" not in err, err
+    if archive.exists():
+        assert temporary_files(archive) == []
+        truth.check_whole(archive)
+    with Ledger.open() as ledger:
+        states = {s for _, _, s, _, _ in ledger.counts()}
+        assert not states & ACTIVE, states
+        assert states <= {"QUEUED", "VERIFIED"}
+
+
+def writing(archive: Path) -> bool:
+    return archive.exists() and bool(temporary_files(archive))
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_in_the_middle_of_a_real_program(
+    forker: Forker, card: Path, truth: Truth, tmp_path: Path, onblock_home: Path, number: int, code: int
+) -> None:
+    archive = tmp_path / "archive"
+    job = write_job(tmp_path / "job.yaml", card, archive)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "run", str(job)], cwd=REPOSITORY, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        until("it writes", lambda: writing(archive) or process.poll() is not None, 60)
+        process.send_signal(number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=60)
+        took = time.monotonic() - began
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, err
+    assert took < SOON
+    assert out == ""
+    check_put_down(truth, archive, err)
+    ended = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home).wait()
+    assert ended.code == 0, ended
+    truth.check_complete(archive)
+
+
+@pytest.mark.parametrize("turn", range(5))
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_at_a_random_moment(
+    forker: Forker, card: Path, truth: Truth, tmp_path: Path, onblock_home: Path, number: int, code: int, turn: int
+) -> None:  # fmt: skip
+    print(f"ONBLOCK_TEST_SEED={SEED}")
+    dice = random.Random(SEED + turn)
+    archive = tmp_path / "archive"
+    job = write_job(tmp_path / "job.yaml", card, archive)
+    for _ in range(20):
+        child = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home)
+        until("it has begun", lambda child=child: (onblock_home / "ledger.db").exists() or not child.running())
+        time.sleep(dice.uniform(0.05, 0.7))
+        child.send(number)
+        began = time.monotonic()
+        ended = child.wait()
+        assert time.monotonic() - began < SOON
+        if ended.out:
+            break  # it had finished, and was only leaving
+        assert ended.code == code, ended
+        check_put_down(truth, archive, ended.err)
+    else:
+        assert forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home).wait().code == 0
+    truth.check_complete(archive)
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_while_it_waits_for_files_to_settle(
+    forker: Forker, tmp_path: Path, onblock_home: Path, number: int, code: int
+) -> None:
+    card = tmp_path / "card"
+    card.mkdir()
+    (card / "young").write_bytes(b"just written")
+    job = write_job(tmp_path / "job.yaml", card, tmp_path / "archive", settle={"quiet": "1h"})
+    child = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home)
+    until("it waits", lambda: (tmp_path / "archive").exists())
+    time.sleep(0.3)
+    child.send(number)
+    began = time.monotonic()
+    ended = child.wait()
+    assert time.monotonic() - began < SOON
+    assert ended.code == code, ended
+    assert "run it again to go on" in ended.err
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_twice(
+    forker: Forker, card: Path, truth: Truth, tmp_path: Path, onblock_home: Path, number: int, code: int
+) -> None:
+    """Somebody is impatient: it ends, and the next run goes on from whatever was left."""
+    archive = tmp_path / "archive"
+    job = write_job(tmp_path / "job.yaml", card, archive)
+    child = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home)
+    until("it writes", lambda: writing(archive) or not child.running())
+    for _ in range(3):
+        child.send(number)
+        time.sleep(0.02)
+    began = time.monotonic()
+    ended = child.wait()
+    assert time.monotonic() - began < SOON
+    assert ended.code in (code, -number), ended  # Python itself no longer listens in its last moments
+    assert "run it again to go on" in ended.err
+    assert "Traceback" not in ended.err
+    truth.check_whole(archive)
+    ended = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home).wait()
+    assert ended.code == 0, ended
+    truth.check_complete(archive)
