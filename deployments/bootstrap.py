@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from blocks.errors import ConfigError, NetworkError, OnblockError
+from blocks.home import home
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -52,11 +53,6 @@ KEYS = {
 """Keys of a deployment in prefect.yaml that are understood here; another one is refused, not skipped."""
 
 
-def home() -> Path:
-    """ONBLOCK_HOME, where onblock keeps its state."""
-    return Path(os.environ.get("ONBLOCK_HOME") or "~/.onblock").expanduser().absolute()
-
-
 @dataclass
 class Report:
     """What was made, changed, and found as it should be, one line each."""
@@ -76,7 +72,8 @@ def bootstrap(jobs: Iterable[Path | str] = (), prefect_yaml: Path = PREFECT_YAML
         register_blocks(report)
         create_limits(client, [], report)  # before anything can run: a missing limit is silently no limit
         create_pool(client, report)
-        deploy_file(client, prefect_yaml, report)
+        if prefect_yaml != PREFECT_YAML or prefect_yaml.exists():  # an installed wheel comes without the examples
+            deploy_file(client, prefect_yaml, report)
         for path in jobs:
             job = load_job(path)
             if (other := names.setdefault(job.name, path)) != path:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blocks.errors import OnblockError
+from blocks.home import home
 from flows.ledger import Ledger
-from flows.ledger.store import default_url, home
+from flows.ledger.store import default_url
 from flows.transfer.job import TransferJob, load_job
 
 PACKAGES = (

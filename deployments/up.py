@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from deployments.bootstrap import POOL, home
+from blocks.home import home
+from deployments.bootstrap import POOL
 
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 """Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""

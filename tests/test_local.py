@@ -42,7 +42,7 @@ from blocks.errors import (
     UnknownError,
 )
 from blocks.names import TEMPORARY
-from blocks.storage import LocalStorage, local
+from blocks.storage import LocalStorage, local, posix
 from blocks.storage.base import FileInfo, SessionPool
 from blocks.storage.local import LocalSession
 from tests.contract.data import MIB, begin, chunks, fetch, listing, payload, send
@@ -557,7 +557,7 @@ def test_a_path_longer_than_the_system_takes(root: Path, session: LocalSession) 
 # -- renaming without overwriting -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rename", [local.rename_exclusive, local.rename_by_link])
+@pytest.mark.parametrize("rename", [posix.rename_exclusive, posix.rename_by_link])
 def test_rename_never_overwrites(tmp_path: Path, rename: Callable[[str, str], None]) -> None:
     old, new = tmp_path / "old\n", tmp_path / "new"
     old.write_bytes(b"old")
@@ -591,10 +591,10 @@ def test_rename_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.Mon
     old.write_bytes(b"old")
     new.symlink_to("none")
     with pytest.raises(FileExistsError):
-        local.rename_by_link(str(old), str(new))
+        posix.rename_by_link(str(old), str(new))
     assert new.is_symlink()
     new.unlink()
-    local.rename_by_link(str(old), str(new))
+    posix.rename_by_link(str(old), str(new))
     assert (new.read_bytes(), old.exists()) == (b"old", False)
 
 
@@ -605,11 +605,11 @@ def test_rename_by_link_hides_no_other_failure(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "link", link)
     (tmp_path / "old").write_bytes(b"old")
     with pytest.raises(OSError, match="broken"):
-        local.rename_by_link(str(tmp_path / "old"), str(tmp_path / "new"))
+        posix.rename_by_link(str(tmp_path / "old"), str(tmp_path / "new"))
     assert (tmp_path / "old").exists()
 
 
-@pytest.mark.parametrize("rename", [local.rename_exclusive, local.rename_by_link])
+@pytest.mark.parametrize("rename", [posix.rename_exclusive, posix.rename_by_link])
 def test_rename_by_many_has_one_winner(tmp_path: Path, rename: Callable[[str, str], None]) -> None:
     """By processes: no lock of Python's orders them."""
     for turn in range(10):

@@ -3,19 +3,20 @@
 A file is written to `.onblock-*.part` beside its final name, fsynced, renamed without overwriting, and its folder
 fsynced. Many small files share one barrier (`syncfs`) before they are renamed. Large files are written and read
 back past the page cache (O_DIRECT) where the file system has it: faster where memory is dear, and a read-back then
-comes from the disk. What is copied where is decided elsewhere.
+comes from the disk. What is copied where is decided
+elsewhere; the system calls that Python lacks are in `posix.py`. Over 500 lines, since reading, writing and their
+failures of one file system are one subject.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,15 @@ from blocks.errors import (
     UnknownError,
 )  # fmt: skip
 from blocks.storage.base import Features, FileInfo, Reader, Session, Storage, Upload, aligned_buffer
+from blocks.storage.posix import (
+    clear_direct,
+    drop_cache,
+    open_direct,
+    rename_exclusive,
+    sync_file,
+    sync_filesystems,
+    sync_folder,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
@@ -242,7 +252,7 @@ class LocalSession(Session):
         full = self.at(path)
         try:
             try:
-                fd = _open_direct(full, flags) if direct else os.open(full, flags)
+                fd = open_direct(full, flags) if direct else os.open(full, flags)
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
@@ -274,7 +284,7 @@ class LocalSession(Session):
         direct = self.direct and (fresh or self.stat(path).size >= DIRECT_FROM)
         with self._reader(path, direct=direct) as reader:
             if fresh:
-                _drop_cache(reader.fd)
+                drop_cache(reader.fd)
             return _digest(reader, self.buffer, kind)
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -289,10 +299,10 @@ class LocalSession(Session):
         full = self._prefix + staged
         try:
             try:
-                fd = _open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+                fd = open_direct(full, flags) if direct else os.open(full, flags, 0o666)
             except FileNotFoundError:
                 self._make_folders(os.path.dirname(full))
-                fd = _open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+                fd = open_direct(full, flags) if direct else os.open(full, flags, 0o666)
         except OSError as error:
             raise os_failure(error, "cannot write there", path) from error
         return LocalUpload(self, path, final, full, fd, mtime_ns, direct=direct, resume=resume)
@@ -439,7 +449,7 @@ class LocalUpload(Upload):
         if resume:
             self.offset = os.lseek(fd, 0, os.SEEK_END)
             if self.offset % BLOCK:
-                _clear_direct(fd)
+                clear_direct(fd)
 
     def write(self, chunk: memoryview) -> None:
         view, fd = chunk, self._fd
@@ -448,7 +458,7 @@ class LocalUpload(Upload):
                 try:
                     written = os.write(fd, view)
                 except OSError as error:
-                    if error.errno != errno.EINVAL or not _clear_direct(fd):
+                    if error.errno != errno.EINVAL or not clear_direct(fd):
                         raise
                     continue  # the tail of a file, or a buffer that is not aligned: through the cache then
                 view = view[written:]
@@ -459,7 +469,7 @@ class LocalUpload(Upload):
         try:
             if fresh:
                 os.fdatasync(self._fd)
-                _drop_cache(self._fd)
+                drop_cache(self._fd)
             if self._direct:  # the tail went through the cache; what is read back should not
                 os.fdatasync(self._fd)
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
@@ -530,98 +540,6 @@ class LocalUpload(Upload):
             return
         except OSError as error:
             raise os_failure(error, "cannot remove the temporary file", self.path) from error
-
-
-# -- the operating system ---------------------------------------------------------------------------------------
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
-_RENAME_NOREPLACE = 1
-
-
-def rename_exclusive(old: str, new: str) -> None:
-    """Rename, never over something: FileExistsError then. Falls back to link + unlink, then to look-and-rename."""
-    if hasattr(_libc, "renameat2"):
-        if not _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
-            return
-        code = ctypes.get_errno()
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise OSError(code, os.strerror(code), old, None, new)
-    rename_by_link(old, new)
-
-
-def rename_by_link(old: str, new: str) -> None:
-    """The same by a hard link, which never overwrites; where there are no links, by a look first (a small window)."""
-    try:
-        os.link(old, new, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL):
-            raise
-        if os.path.lexists(new):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
-        os.rename(old, new)
-    else:
-        os.unlink(old)
-
-
-def sync_filesystems(folders: Iterable[str]) -> None:
-    """All that was written to the file systems these folders are on is on their disks."""
-    for folder in {os.stat(folder).st_dev: folder for folder in folders}.values():
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if not hasattr(_libc, "syncfs"):
-                os.sync()
-            elif _libc.syncfs(fd):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), folder)
-        finally:
-            os.close(fd)
-
-
-def sync_file(path: str) -> None:
-    """The bytes and times of a file are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_folder(path: str) -> None:
-    """The names in a folder are on the disk. File systems that cannot sync a folder (some SMB) need none."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)
-
-
-def _open_direct(path: str, flags: int) -> int:
-    try:
-        return os.open(path, flags | os.O_DIRECT, 0o666)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return os.open(path, flags, 0o666)  # tmpfs and some network file systems have no O_DIRECT
-
-
-def _clear_direct(fd: int) -> bool:
-    """Back to ordinary access; whether it was direct before."""
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
-    if not flags & os.O_DIRECT:
-        return False
-    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
-    return True
-
-
-def _drop_cache(fd: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _digest(reader: LocalReader, small: mmap.mmap, kind: str = "sha256") -> str:

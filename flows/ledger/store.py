@@ -1,6 +1,7 @@
 """Reading and writing the ledger: pages of rows, one transaction each, never one per small file.
 
-A `Ledger` is shared by the threads of a process; each call takes a connection of its own. What is decided with the
+One room of over 500 lines, since all of it is one thing: the statements that may change a row, beside each other, so
+that the order of locks and the fencing can be checked by reading. A `Ledger` is shared by the threads of a process; each call takes a connection of its own. What is decided with the
 rows is in `flows/transfer`. Every write that changes a row's state names the attempt it was claimed with: a row that
 somebody else has claimed since is left alone (fencing), and the caller is told.
 """
@@ -9,15 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import socket
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -30,8 +27,6 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    create_engine,
-    event,
     func,
     insert,
     literal,
@@ -41,26 +36,23 @@ from sqlalchemy import (
     update,
 )  # fmt: skip
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import aliased
-from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
 from blocks import names
 from blocks.errors import (
-    AuthError,
     ConfigError,
-    DiskFull,
-    Kind,
-    NetworkError,
     OnblockError,
-    PermissionRefused,
-    UnknownError,
 )
+from blocks.home import home
 from blocks.storage.base import FileInfo
 from flows.ledger import migrate
+from flows.ledger.database import HOW_TO_NAME_IT, make_engine, told
 from flows.ledger.models import File, Identity, Manifest, Route, Run
+from flows.ledger.rows import COLUMNS, Claim, Entered, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.states import ACTIVE, DONE, State, check_moves, sources
+from flows.ledger.worker import is_dead, this_worker
 
 LEASE_MS = 60_000
 """A run without a heartbeat for so long has lost its rows."""
@@ -91,94 +83,9 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Row(NamedTuple):
-    """What a transfer needs to know of a row."""
-
-    id: int
-    route_id: int
-    path: str
-    size: int
-    mtime_ns: int
-    etag: str
-    state: State
-    kind: Kind | None
-    attempt: int
-    tries: int
-    next_attempt_at: int | None
-    dest_path: str | None
-    queued_at: int
-    message: str | None
-
-
-_COLUMNS = [getattr(File, name) for name in Row._fields]
-
-
-def _row(values: Sequence[Any]) -> Row:
-    row = Row(*values)
-    return row._replace(
-        path=names.from_text(row.path), state=State(row.state), kind=Kind(row.kind) if row.kind else None,
-        dest_path=None if row.dest_path is None else names.from_text(row.dest_path),
-    )  # fmt: skip
-
-
-def _message(failure: OnblockError | None) -> str | None:
-    """What a failure says, as any database takes it: it may quote a name that is no UTF-8."""
-    return None if failure is None else str(failure).encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-class Entered(NamedTuple):
-    """The row of a version that was entered."""
-
-    id: int
-    state: str
-    attempt: int
-
-
-class NewFile(NamedTuple):
-    """A file version to enter into the ledger."""
-
-    route_id: int
-    info: FileInfo
-    dest_path: str | None
-    manifest_id: int | None
-    state: State = State.QUEUED
-    failure: OnblockError | None = None
-    stage: str | None = None
-
-
-class Claim(NamedTuple):
-    """A row that is ours for now. `attempt` is the fencing token."""
-
-    id: int
-    attempt: int
-    tries: int
-    queued_at: int
-
-
-class Outcome(NamedTuple):
-    """What became of a claimed row."""
-
-    id: int
-    attempt: int
-    state: State
-    dest_path: str | None = None
-    sha256: str | None = None
-    verified_by: str | None = None
-    bytes_done: int = 0
-    failure: OnblockError | None = None
-    stage: str | None = None
-    tries: int = 0
-    next_attempt_at: int | None = None
-
-
 def default_url() -> str:
     """ONBLOCK_LEDGER_URL, or SQLite in ONBLOCK_HOME."""
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
-
-
-def home() -> Path:
-    """The folder of onblock's own state: ONBLOCK_HOME, or ~/.onblock."""
-    return Path(os.environ.get("ONBLOCK_HOME") or "~/.onblock").expanduser().resolve()
 
 
 class Ledger:
@@ -198,11 +105,11 @@ class Ledger:
             parsed = make_url(url)
             if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
                 parsed = parsed.set(drivername="postgresql+psycopg")
-            engine = _engine(parsed, create)
+            engine = make_engine(parsed, create)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
             # without its cause: a mangled URL is quoted there, and the password may be anywhere in it
             why = "its port is no number" if type(error) is ValueError else error
-            raise ConfigError(f"the ledger cannot be opened: {why}", remedy=_URL) from None
+            raise ConfigError(f"the ledger cannot be opened: {why}", remedy=HOW_TO_NAME_IT) from None
         ledger = cls(engine)
         try:
             with ledger._write() as connection:
@@ -231,7 +138,7 @@ class Ledger:
         with self._write() as c:
             c.execute(
                 insert(Run).values(
-                    id=run_id, job=job, flight=flight, device=device, worker=_worker(), flow_run_id=flow_run_id,
+                    id=run_id, job=job, flight=flight, device=device, worker=this_worker(), flow_run_id=flow_run_id,
                     started_at=now, heartbeat_at=now,
                 )
             )  # fmt: skip
@@ -258,7 +165,7 @@ class Ledger:
         with self._read() as c:
             runs = c.execute(select(Run.id, Run.worker, Run.heartbeat_at).where(Run.ended_at.is_(None))).all()
         expired = now_ms() - LEASE_MS
-        dead = {r.id: r.heartbeat_at for r in runs if r.heartbeat_at < expired or _worker_is_dead(r.worker)}
+        dead = {r.id: r.heartbeat_at for r in runs if r.heartbeat_at < expired or is_dead(r.worker)}
         if not dead:
             return 0
         ended: list[str] = []
@@ -307,7 +214,7 @@ class Ledger:
             ).all()
             rows: list[Row] = []
             for ids in _pages([i for _, i in found if i is not None]):
-                rows += map(_row, c.execute(select(*_COLUMNS).where(File.id.in_(ids))))
+                rows += map(row_of, c.execute(select(*COLUMNS).where(File.id.in_(ids))))
         return [n for n, i in found if i is None], rows
 
     def enter(self, run_id: str, files: Sequence[NewFile], *, flight: str | None, device: str | None) -> list[Entered]:
@@ -329,7 +236,7 @@ class Ledger:
             self._fill(c, _new, [
                 (
                     n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag, f.state,
-                    f.failure.kind if f.failure else None, f.stage, _message(f.failure),
+                    f.failure.kind if f.failure else None, f.stage, message_of(f.failure),
                     None if f.dest_path is None else names.to_text(f.dest_path),
                 )
                 for n, f in enumerate(files)
@@ -397,7 +304,7 @@ class Ledger:
                 ).all()  # fmt: skip
             if not found:
                 return
-            yield [(_row(r[:-1]), bool(r[-1])) for r in found]
+            yield [(row_of(r[:-1]), bool(r[-1])) for r in found]
 
     # -- files: claim and finish --------------------------------------------------------------------------------------
 
@@ -436,7 +343,7 @@ class Ledger:
             self._fill(c, _done, [
                 (
                     o.id, o.attempt, o.state, o.failure.kind if o.failure else None, o.stage,
-                    _message(o.failure), None if o.dest_path is None else names.to_text(o.dest_path),
+                    message_of(o.failure), None if o.dest_path is None else names.to_text(o.dest_path),
                     o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at,
                 )
                 for o in outcomes
@@ -473,7 +380,7 @@ class Ledger:
             for row in sorted(rows):
                 c.execute(
                     update(File).where(File.id == row.id, File.state == row.state, File.attempt == row.attempt)
-                    .values(state=state, kind=failure.kind, message=_message(failure), stage=stage, updated_at=now_ms())
+                    .values(state=state, kind=failure.kind, message=message_of(failure), stage=stage, updated_at=now_ms())
                 )  # fmt: skip
 
     def known_content(self, route_id: int, sha256: str) -> str | None:
@@ -613,7 +520,7 @@ class Ledger:
         with self._write() as c:
             c.execute(
                 update(File).where(File.id == row_id, File.state.in_(sources(State.QUARANTINED) - ACTIVE))
-                .values(state=State.QUARANTINED, kind=failure.kind, message=_message(failure), stage="verify",
+                .values(state=State.QUARANTINED, kind=failure.kind, message=message_of(failure), stage="verify",
                         done_at=None, updated_at=now_ms())
             )  # fmt: skip
 
@@ -660,142 +567,19 @@ class Ledger:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with _told(), self.engine.begin() as c:
+        with told(), self.engine.begin() as c:
             yield c
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         """A transaction that will write: SQLite takes its lock at once, so that it never has to fail half-way."""
-        with _told(), self.engine.connect().execution_options(onblock_write=True) as c, c.begin():
+        with told(), self.engine.connect().execution_options(onblock_write=True) as c, c.begin():
             yield c
 
 
 def _pages(ids: Sequence[int], size: int = 4000) -> Iterator[Sequence[int]]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
-
-
-_URL = (
-    "set ONBLOCK_LEDGER_URL to sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DATABASE with "
-    "`pip install 'onblock[postgres]'`"
-)
-
-
-def _engine(url: Any, create: bool) -> Engine:
-    if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-        raise ArgumentError(f"{url.drivername!r} is no database that onblock knows")
-    if url.get_backend_name() == "postgresql":
-        if "@" in (url.host or ""):
-            raise ArgumentError("write an '@' in its password as %40")
-        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
-    path = None if url.database in (None, "", ":memory:") else Path(url.database)
-    if path is None or (not create and not path.exists()):
-        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    else:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"the folder of the ledger cannot be made: {os.strerror(error.errno or 0)}", path=str(path.parent),
-                remedy="set ONBLOCK_HOME to a folder you may write to",
-            ) from error  # fmt: skip
-        engine = create_engine(url, connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # transactions are begun below, in the mode that fits
-        _write_ahead(connection)
-        for pragma in (
-            # a power cut may lose the last commits but never tears the database; files of lost rows are found
-            # at their final names by the next run and taken as delivered after a comparison
-            "synchronous=NORMAL",
-            "foreign_keys=ON", "busy_timeout=30000",
-        ):  # fmt: skip
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        write = connection.get_execution_options().get("onblock_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
-
-
-def _write_ahead(connection: Any) -> None:
-    """Turn on WAL. While another process does the same to a new file, SQLite says "locked" at once and does not wait."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-_WRITABLE = "set ONBLOCK_HOME to a folder you may write to"
-_REACH = "check that the database is on and reachable, and its address in ONBLOCK_LEDGER_URL"
-_SAID: tuple[tuple[str, type[OnblockError], str, str], ...] = (
-    (r"disk is full|No space left", DiskFull, "cannot be written", "make room on the ledger's disk"),
-    (r"readonly|unable to open", ConfigError, "cannot be used", _WRITABLE),
-    (r"file is not a database|malformed", ConfigError, "is damaged", "restore it, or move it away"),
-    (r"authentication failed|no password supplied|no pg_hba.conf entry", AuthError, "refused the login",
-     "check user name and password in ONBLOCK_LEDGER_URL"),
-    (r'database ".*" does not exist', ConfigError, "cannot be opened", "make it with `createdb`, or correct " + _URL[4:]),
-    (r"invalid connection option|invalid URI|sslmode", ConfigError, "cannot be opened", _URL),
-    (r"permission denied", PermissionRefused, "cannot be used", "give its user the right to make tables there"),
-    (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up", NetworkError,
-     "does not answer", _REACH),
-)  # fmt: skip
-"""What SQLite and PostgreSQL say, and what it is: the first that fits. Connecting to PostgreSQL gives no error codes."""
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """A failure of the database becomes one of the taxonomy, by `_SAID`."""
-    try:
-        yield
-    except DBAPIError as error:
-        said = " ".join(str(error.orig).split())
-        for pattern, kind, what, remedy in _SAID:
-            if re.search(pattern, said):
-                raise kind(f"the ledger {what}: {said}", remedy=remedy) from error
-        if error.connection_invalidated:
-            raise NetworkError(f"the ledger does not answer: {said}", remedy=_REACH) from error
-        raise UnknownError(f"the ledger failed: {said}") from error
-
-
-def _worker() -> str:
-    """This process, so that others on this machine can tell whether it is still there."""
-    return f"{_machine()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def _machine() -> str:
-    """Where process ids mean the same: this boot of this machine, and the container. Host names alone are not unique:
-    devices are often all called the same."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> int:
-    """Start tick of a process; 0 if it is gone or a zombie, -1 where /proc cannot tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return 0 if Path("/proc/self/stat").exists() else -1
-    except OSError:
-        return -1
-    return 0 if fields[0] == "Z" else int(fields[19])
-
-
-def _worker_is_dead(worker: str) -> bool:
-    """Whether a process of this machine is certainly gone. Of other machines only the heartbeat tells."""
-    machine, pid, started = worker.rsplit(":", 2)
-    return machine == _machine() and _started(int(pid)) not in (int(started), -1)
 
 
 __all__ = [
@@ -808,6 +592,5 @@ __all__ = [
     "Outcome",
     "Row",
     "default_url",
-    "home",
     "now_ms",
 ]

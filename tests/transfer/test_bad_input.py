@@ -384,3 +384,12 @@ def test_a_run_needs_its_storages(bench: Bench) -> None:
         bench.run(path="{device}/{name}")
     mode = stat.S_IMODE((bench.archive).stat().st_mode)
     assert mode == 0o755
+
+
+def test_a_prefect_server_that_is_away(bench: Bench, onblock: Cli) -> None:
+    bench.put("a", b"1")
+    done = onblock("run", bench.yaml(), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 2
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(bench.archive.iterdir())

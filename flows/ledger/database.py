@@ -1,0 +1,109 @@
+"""The database under the ledger: how it is opened, and what its failures mean. What is in it is in `store.py`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import StaticPool
+
+from blocks.errors import AuthError, ConfigError, DiskFull, NetworkError, OnblockError, PermissionRefused, UnknownError
+
+HOW_TO_NAME_IT = (
+    "set ONBLOCK_LEDGER_URL to sqlite:///FILE, or postgresql://USER:PASSWORD@HOST/DATABASE with "
+    "`pip install 'onblock[postgres]'`"
+)
+
+
+def make_engine(url: Any, create: bool) -> Engine:
+    """An engine for a URL; without `create`, a missing SQLite file is an empty database in memory."""
+    if url.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise ArgumentError(f"{url.drivername!r} is no database that onblock knows")
+    if url.get_backend_name() == "postgresql":
+        if "@" in (url.host or ""):
+            raise ArgumentError("write an '@' in its password as %40")
+        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+    path = None if url.database in (None, "", ":memory:") else Path(url.database)
+    if path is None or (not create and not path.exists()):
+        engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the folder of the ledger cannot be made: {os.strerror(error.errno or 0)}", path=str(path.parent),
+                remedy="set ONBLOCK_HOME to a folder you may write to",
+            ) from error  # fmt: skip
+        engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions are begun below, in the mode that fits
+        _write_ahead(connection)
+        for pragma in (
+            # a power cut may lose the last commits but never tears the database; files of lost rows are found
+            # at their final names by the next run and taken as delivered after a comparison
+            "synchronous=NORMAL",
+            "foreign_keys=ON", "busy_timeout=30000",
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("onblock_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _write_ahead(connection: Any) -> None:
+    """Turn on WAL. While another process does the same to a new file, SQLite says "locked" at once and does not wait."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+_WRITABLE = "set ONBLOCK_HOME to a folder you may write to"
+_REACH = "check that the database is on and reachable, and its address in ONBLOCK_LEDGER_URL"
+_SAID: tuple[tuple[str, type[OnblockError], str, str], ...] = (
+    (r"disk is full|No space left", DiskFull, "cannot be written", "make room on the ledger's disk"),
+    (r"readonly|unable to open", ConfigError, "cannot be used", _WRITABLE),
+    (r"file is not a database|malformed", ConfigError, "is damaged", "restore it, or move it away"),
+    (r"authentication failed|no password supplied|no pg_hba.conf entry", AuthError, "refused the login",
+     "check user name and password in ONBLOCK_LEDGER_URL"),
+    (r'database ".*" does not exist', ConfigError, "cannot be opened", "make it with `createdb`, or correct " + HOW_TO_NAME_IT[4:]),
+    (r"invalid connection option|invalid URI|sslmode", ConfigError, "cannot be opened", HOW_TO_NAME_IT),
+    (r"permission denied", PermissionRefused, "cannot be used", "give its user the right to make tables there"),
+    (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up", NetworkError,
+     "does not answer", _REACH),
+)  # fmt: skip
+"""What SQLite and PostgreSQL say, and what it is: the first that fits. Connecting to PostgreSQL gives no error codes."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A failure of the database becomes one of the taxonomy, by `_SAID`."""
+    try:
+        yield
+    except DBAPIError as error:
+        said = " ".join(str(error.orig).split())
+        for pattern, kind, what, remedy in _SAID:
+            if re.search(pattern, said):
+                raise kind(f"the ledger {what}: {said}", remedy=remedy) from error
+        if error.connection_invalidated:
+            raise NetworkError(f"the ledger does not answer: {said}", remedy=_REACH) from error
+        raise UnknownError(f"the ledger failed: {said}") from error
