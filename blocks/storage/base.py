@@ -56,6 +56,7 @@ class Features:
     server_checksums: tuple[str, ...] = ()  # kinds that checksum() answers without moving the bytes
     mtime_set: bool = False  # the mtime given to upload() is kept
     byte_names: bool = False  # names that are no UTF-8 can be stored
+    latency: bool = True  # a small file takes longer to ask for than to copy: several at a time pay
     bulk_push: bool = False  # takes a whole shipment at once
 
 

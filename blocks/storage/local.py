@@ -154,7 +154,7 @@ class LocalSession(Session):
 
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        mtime_set=True, byte_names=True,
+        mtime_set=True, byte_names=True, latency=False,
     )  # fmt: skip
 
     def __init__(self, root: str, *, direct: bool = True):

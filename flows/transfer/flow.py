@@ -23,6 +23,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks.errors import ConfigError
+from blocks.storage.base import FileInfo
 from flows.ledger import Ledger
 from flows.transfer.gone import clear_gone
 from flows.transfer.job import TransferJob
@@ -34,7 +35,7 @@ from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.scan import scan
 from flows.transfer.senders import ByPrefect, Here, Sender, Unfinished
-from flows.transfer.shipment import Shipment, pack
+from flows.transfer.shipment import Item, Shipment, pack
 
 log = logging.getLogger("onblock.transfer")
 
@@ -56,7 +57,14 @@ def shipments(run: TransferRun) -> Iterator[Shipment]:
     """What there is to move: listed, judged, held against the ledger, packed. Streams."""
     with run.pool.session(run.job.source) as source:
         pages = scan(source, run.job, run.scanned, run.stop.wait)
-        yield from pack((item for page in pages for item in plan(run, page)), run.job.shipping)
+        yield from pack(_items(run, pages), run.job.shipping)
+
+
+def _items(run: TransferRun, pages: Iterator[list[FileInfo]]) -> Iterator[Item]:
+    for page in pages:
+        with run.turn:
+            items = plan(run, page)
+        yield from items
 
 
 def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:

@@ -76,7 +76,8 @@ class Delivery:
             with ExitStack() as stack:
                 self._source = stack.enter_context(run.pool.session(self.job.source))
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
-                staged = self._stage_all()
+                with run.turn if len(shipment.items) > 1 and not self._far() else nullcontext():
+                    staged = self._stage_all()
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
                     for number, session in enumerate(self._sessions):
@@ -92,6 +93,9 @@ class Delivery:
             if not isinstance(error, OnblockError) or error.kind is Kind.CANCELLED:
                 raise
         return self.receipt
+
+    def _far(self) -> bool:
+        return any(s.features.latency for s in (self._source, *self._sessions))
 
     # -- staging ----------------------------------------------------------------------------------------------------
 

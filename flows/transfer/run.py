@@ -47,6 +47,10 @@ class TransferRun:
         self.pool = SessionPool()
         self.stop = threading.Event()
         self.content_lock = threading.Lock()
+        # Small files on local disks keep Python busy, not the disk. Two threads that stage them, or one that stages and
+        # one that plans, hand its lock to and fro with every system call (measured: 90,000 switches for 20,000 files,
+        # half the speed); so they take turns, while barriers and the ledger's statements overlap with either.
+        self.turn = threading.Lock()
         self.id = ""
         self.recovered = 0
         self.seconds = 0.0
