@@ -19,7 +19,7 @@ from tests.faults.forker import REPOSITORY, Forker
 
 SEED = int(os.environ.get("ONBLOCK_TEST_SEED") or random.SystemRandom().randrange(10**9))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-SOON = 5.0  # seconds
+SOON = 30.0  # seconds: well under what the run would take; the exact figure is for `make bench`
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_in_the_middle_of_a_real_program(
     truth.check_complete(archive)
 
 
-@pytest.mark.parametrize("turn", range(5))
+@pytest.mark.parametrize("turn", range(2))
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_at_a_random_moment(
     forker: Forker, card: Path, truth: Truth, tmp_path: Path, onblock_home: Path, number: int, code: int, turn: int
