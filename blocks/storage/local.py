@@ -134,7 +134,7 @@ class LocalStorage(Storage):
         except FileNotFoundError as error:
             raise NotFound(
                 "the folder does not exist", path=self.root,
-                remedy="make or mount it, correct `root`, or set `create_root: true`",
+                remedy="make or mount it, or correct `root`; a destination may say `create_root: true`",
             ) from error  # fmt: skip
         except OSError as error:
             raise os_failure(error, "cannot open the folder", self.root) from error
