@@ -43,8 +43,9 @@ from blocks.errors import (
 )
 from blocks.names import TEMPORARY
 from blocks.storage import LocalStorage, local, posix
-from blocks.storage.base import FileInfo, SessionPool
+from blocks.storage.base import FileInfo
 from blocks.storage.local import LocalSession
+from blocks.storage.pool import SessionPool
 from tests.contract.data import MIB, begin, chunks, fetch, listing, payload, send
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,14 +12,13 @@ import hashlib
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from prefect.blocks.core import Block
 
-from blocks.errors import NetworkError, OnblockError
+from blocks.errors import OnblockError
 
 if TYPE_CHECKING:
     Buffer = memoryview | mmap.mmap | bytearray
@@ -52,12 +51,14 @@ class Features:
     exclusive_commit: bool = False  # commit(replace=False) never overwrites, even in a race
     resume_read: bool = False  # read(offset=n) costs nothing for the first n bytes
     resume_write: bool = False  # upload(resume=True) finds what an earlier upload kept
+    resume_step: int = 1  # ... down to a multiple of so many bytes: what lies beyond is sent again
     staged_digest: bool = False  # Upload.digest() can read back before commit()
     server_checksums: tuple[str, ...] = ()  # kinds that checksum() answers without moving the bytes
     mtime_set: bool = False  # the mtime given to upload() is kept
     byte_names: bool = False  # names that are no UTF-8 can be stored
-    latency: bool = True  # a small file takes longer to ask for than to copy: several at a time pay
-    bulk_push: bool = False  # takes a whole shipment at once
+    parallel: int = 1  # sessions that pay for one shipment of small files; 1 where Python is busy, not the far side
+    bulk_push: bool = False  # push() fills many uploads at once
+    bulk_pull: bool = False  # pull() fetches many files at once, and read() of a small one is dear
 
 
 class Reader(ABC):
@@ -89,6 +90,8 @@ class Upload(ABC):
 
     path: str
     offset: int = 0
+    journal: str = ""
+    """What a later upload needs beside the key to go on from here, also after a crash; known once it has begun."""
 
     @abstractmethod
     def write(self, chunk: memoryview) -> None:
@@ -99,7 +102,16 @@ class Upload(ABC):
 
         `fresh` asks for the bytes on the medium, not those in a cache.
         """
-        return None
+        digest = hashlib.sha256()
+        return digest.hexdigest() if self.replay(digest.update, fresh=fresh) else None
+
+    def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
+        """Give `update` all bytes that the destination holds so far; False, and no call, if it can't tell before commit."""
+        return False
+
+    def rewind(self, offset: int) -> int:
+        """Forget what lies beyond `offset` (at most the present one); where writing goes on, `offset` or less."""
+        raise NotImplementedError  # asked for only where features.resume_write
 
     def seal(self) -> None:
         """No more is written or read back, and the commit may come later: let go of descriptors."""
@@ -143,14 +155,25 @@ class Session(ABC):
 
     @abstractmethod
     def upload(
-        self, path: str, size: int, *, key: str = "", resume: bool = False, mtime_ns: int | None = None
+        self,
+        path: str,
+        size: int,
+        *,
+        key: str = "",
+        resume: bool = False,
+        journal: str = "",
+        mtime_ns: int | None = None,
     ) -> Upload:
-        """Begin to write a file of `size` bytes (a hint) and make its folders. `key` names the file version, so that
-        a later upload finds what an earlier one kept, and none finds what belongs to another version."""
+        """Begin to write a file of `size` bytes (a hint) and make its folders. `key` names the attempt at a file version:
+        with `resume`, a later upload finds what an earlier one of that key (and `journal`) left, and none finds another's."""
 
-    def discard(self, path: str, key: str) -> None:
-        """Remove what an upload of this path and key left behind, if anything."""
-        self.upload(path, 0, key=key, resume=True).abort()
+    def discard(self, path: str, key: str, journal: str = "") -> None:
+        """Remove what an upload of this path, key and journal left behind, if anything."""
+        self.upload(path, 0, key=key, resume=True, journal=journal).abort()
+
+    def rekey(self, path: str, key: str, to: str) -> None:
+        """Give what an upload of `key` left behind to a later one of key `to`, in one step; nothing if there is nothing.
+        Whoever still writes under the old key can then no longer commit it."""
 
     def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
         """Commit many small files, with one barrier for all where that is possible; the final name or failure of each."""
@@ -170,6 +193,21 @@ class Session(ABC):
             while n := reader.readinto(buffer):
                 digest.update(memoryview(buffer)[:n])
         return digest.hexdigest()
+
+    def local_path(self, path: str) -> str | None:
+        """Where the file lies on this machine, for programs that read it by themselves; None if it does not."""
+        return None
+
+    def push(self, files: Sequence[tuple[str, Upload]], moved: Callable[[int], object], stop: Event) -> None:
+        """Fill many uploads at once, each from a local file. They are proven and committed as if written; what failed
+        raises at its `digest` or `commit`. `moved(bytes)` tells progress. Raises Cancelled within 2 s of `stop`."""
+        raise NotImplementedError  # asked for only where features.bulk_push
+
+    def pull(
+        self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
+    ) -> list[OnblockError | None]:
+        """Fetch many files at once, (path, local file to make) each; the failure of each. As `push` otherwise."""
+        raise NotImplementedError  # asked for only where features.bulk_pull
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -206,44 +244,6 @@ class Storage(Block, ABC):
     @abstractmethod
     def place(self) -> str:
         """Where this is, in one line without secrets: for people, and as the destination's identity in the ledger."""
-
-
-class SessionPool:
-    """Idle sessions of storages, so that a shipment need not log in again. Thread-safe; one borrower per session."""
-
-    def __init__(self) -> None:
-        self._idle: dict[int, tuple[Storage, list[Session]]] = {}  # holds the storage: its id is its own while it lives
-        self._lock = Lock()
-
-    @contextmanager
-    def session(self, storage: Storage) -> Iterator[Session]:
-        """A session of `storage`, put back afterwards unless the network failed under it."""
-        with self._lock:
-            _, idle = self._idle.setdefault(id(storage), (storage, []))
-            session = idle.pop() if idle else None
-        session = session or storage.open()
-        try:
-            yield session
-        except NetworkError:
-            session.close()
-            raise
-        except BaseException:
-            self._put(storage, session)
-            raise
-        else:
-            self._put(storage, session)
-
-    def _put(self, storage: Storage, session: Session) -> None:
-        with self._lock:
-            self._idle.setdefault(id(storage), (storage, []))[1].append(session)
-
-    def close(self) -> None:
-        """End all idle sessions."""
-        with self._lock:
-            sessions = [s for _, idle in self._idle.values() for s in idle]
-            self._idle.clear()
-        for session in sessions:
-            session.close()
 
 
 def aligned_buffer(size: int) -> mmap.mmap:

@@ -154,7 +154,7 @@ class LocalSession(Session):
 
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        mtime_set=True, byte_names=True, latency=False,
+        mtime_set=True, byte_names=True,
     )  # fmt: skip
 
     def __init__(self, root: str, *, direct: bool = True):
@@ -290,7 +290,14 @@ class LocalSession(Session):
     # -- writing ------------------------------------------------------------------------------------------------
 
     def upload(
-        self, path: str, size: int, *, key: str = "", resume: bool = False, mtime_ns: int | None = None
+        self,
+        path: str,
+        size: int,
+        *,
+        key: str = "",
+        resume: bool = False,
+        journal: str = "",
+        mtime_ns: int | None = None,
     ) -> LocalUpload:
         final = self.at(path)
         staged = names.temporary(path, key)
@@ -307,7 +314,7 @@ class LocalSession(Session):
             raise os_failure(error, "cannot write there", path) from error
         return LocalUpload(self, path, final, full, fd, mtime_ns, direct=direct, resume=resume)
 
-    def discard(self, path: str, key: str) -> None:
+    def discard(self, path: str, key: str, journal: str = "") -> None:
         self.at(path)
         try:
             os.unlink(self._prefix + names.temporary(path, key))
@@ -315,6 +322,18 @@ class LocalSession(Session):
             return
         except OSError as error:
             raise os_failure(error, "cannot remove the temporary file", path) from error
+
+    def rekey(self, path: str, key: str, to: str) -> None:
+        self.at(path)
+        try:
+            os.rename(self._prefix + names.temporary(path, key), self._prefix + names.temporary(path, to))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise os_failure(error, "cannot take over the temporary file", path) from error
+
+    def local_path(self, path: str) -> str:
+        return self.at(path)
 
     def commit_all(self, uploads: Sequence[Upload]) -> list[str | OnblockError]:
         if len(uploads) < 8:
@@ -448,8 +467,7 @@ class LocalUpload(Upload):
         self._direct = direct and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
         if resume:
             self.offset = os.lseek(fd, 0, os.SEEK_END)
-            if self.offset % BLOCK:
-                clear_direct(fd)
+            self._go_on_at(self.offset)
 
     def write(self, chunk: memoryview) -> None:
         view, fd = chunk, self._fd
@@ -466,6 +484,17 @@ class LocalUpload(Upload):
             raise os_failure(error, "cannot write it", self.path) from error
 
     def digest(self, *, fresh: bool = False) -> str | None:
+        if not fresh and not self._direct:  # a small file is read back with one call
+            buffer = self._session.buffer
+            try:
+                n = os.preadv(self._fd, [buffer], 0)
+            except OSError as error:
+                raise os_failure(error, "cannot read it back", self.path) from error
+            if n < len(buffer):
+                return hashlib.sha256(memoryview(buffer)[:n]).hexdigest()
+        return super().digest(fresh=fresh)
+
+    def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
         try:
             if fresh:
                 os.fdatasync(self._fd)
@@ -473,12 +502,26 @@ class LocalUpload(Upload):
             if self._direct:  # the tail went through the cache; what is read back should not
                 os.fdatasync(self._fd)
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
-            elif (n := os.preadv(self._fd, [self._session.buffer], 0)) < len(self._session.buffer):
-                return hashlib.sha256(memoryview(self._session.buffer)[:n]).hexdigest()
             os.lseek(self._fd, 0, os.SEEK_SET)
-            return _digest(LocalReader(self.path, self.staged, self._fd), self._session.buffer)
+            _feed(LocalReader(self.path, self.staged, self._fd), self._session.buffer, update)
+            self._go_on_at(os.lseek(self._fd, 0, os.SEEK_END))
         except OSError as error:
             raise os_failure(error, "cannot read it back", self.path) from error
+        return True
+
+    def rewind(self, offset: int) -> int:
+        try:
+            os.ftruncate(self._fd, offset)
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            self._go_on_at(offset)
+        except OSError as error:
+            raise os_failure(error, "cannot shorten the part", self.path) from error
+        self.offset = offset
+        return offset
+
+    def _go_on_at(self, offset: int) -> None:
+        if offset % BLOCK:
+            clear_direct(self._fd)
 
     def seal(self) -> None:
         if self._fd >= 0:
@@ -543,24 +586,29 @@ class LocalUpload(Upload):
 
 
 def _digest(reader: LocalReader, small: mmap.mmap, kind: str = "sha256") -> str:
-    """Hash from here to the end. A large file is read into one buffer while the other is hashed."""
+    """Hash from here to the end."""
     digest = hashlib.new(kind)
-    if (n := reader.readinto(small)) < len(small):
-        digest.update(memoryview(small)[:n])
-        return digest.hexdigest()
-    digest.update(small)
+    _feed(reader, small, digest.update)
+    return digest.hexdigest()
+
+
+def _feed(reader: LocalReader, small: mmap.mmap, update: Callable[[memoryview], object]) -> None:
+    """Give `update` all from here to the end. Of a large file, the next piece is read while one is worked on."""
+    n = reader.readinto(small)
+    update(memoryview(small)[:n])
+    if n < len(small):
+        return
     buffers = [aligned_buffer(4 << 20), aligned_buffer(4 << 20)]
-    with ThreadPoolExecutor(1) as hasher:
-        hashing = None
+    with ThreadPoolExecutor(1) as other:
+        working = None
         for turn in range(1 << 62):
             view = memoryview(buffers[turn % 2])
             n = reader.readinto(view)
-            if hashing is not None:
-                hashing.result()
+            if working is not None:
+                working.result()
             if not n:
                 break
-            hashing = hasher.submit(digest.update, view[:n])
-    return digest.hexdigest()
+            working = other.submit(update, view[:n])
 
 
 def _problem(path: str, error: OnblockError) -> FileInfo:

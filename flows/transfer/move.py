@@ -95,7 +95,7 @@ class Delivery:
         return self.receipt
 
     def _far(self) -> bool:
-        return any(s.features.latency for s in (self._source, *self._sessions))
+        return any(s.features.parallel > 1 for s in (self._source, *self._sessions))
 
     # -- staging ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from blocks import names
 from blocks.errors import OnblockError
-from blocks.storage.base import SessionPool, Storage
+from blocks.storage.base import Storage
+from blocks.storage.pool import SessionPool
 from flows.ledger.store import HEARTBEAT_S, Ledger
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher

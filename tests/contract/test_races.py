@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from blocks.errors import Conflict, NetworkError
-from blocks.storage.base import Session, SessionPool, Storage, Upload
+from blocks.storage.base import Session, Storage, Upload
+from blocks.storage.pool import SessionPool
 from tests.contract.data import MIB, begin, chunks, listing, payload
 from tests.contract.places import Place
 

@@ -360,6 +360,52 @@ def test_nobody_resumes_what_is_not_his(place: Place, session: Session) -> None:
     assert place.everything() == {"a/file", "a/other", "file"}
 
 
+@pytest.mark.parametrize("size", [5000, 9 * MIB])
+def test_one_key_takes_over_from_another(place: Place, session: Session, size: int) -> None:
+    """Whoever wrote under the old key can't give his bytes the final name any more."""
+    if not session.features.resume_write:
+        assert session.rekey("a/file", "v1", "v2") is None
+        return
+    data = payload(size)
+    old = begin(session, "a/file", data[: size // 2], key="v1")
+    journal = old.journal
+    old.keep()
+    with place.storage.open() as later:
+        later.rekey("a/file", "v1", "v2")
+        later.rekey("a/file", "never begun", "v3")
+        later.rekey("no folder/file", "v1", "v2")
+        upload = later.upload("a/file", size, key="v2", resume=True, journal=journal)
+        assert size // 2 - session.features.resume_step < upload.offset <= size // 2
+        upload.write(memoryview(data)[upload.offset :])
+        upload.commit()
+    assert place.get("a/file") == data
+    assert place.everything() == {"a/file"}
+
+
+@pytest.mark.parametrize("to", [0, 1, 4096, 5 * MIB, 8 * MIB, 9 * MIB])
+def test_rewind(place: Place, session: Session, to: int) -> None:
+    """What lies beyond is forgotten, and what is before can be read back where staged files can."""
+    if not session.features.resume_write:
+        return
+    data = payload(9 * MIB)
+    upload = begin(session, "a/file", data, key="v1")
+    journal = upload.journal
+    upload.keep()
+    upload = session.upload("a/file", len(data), key="v1", resume=True, journal=journal)
+    offset = upload.rewind(min(to, upload.offset))
+    assert offset == upload.offset <= to
+    assert session.features.resume_step > 1 or offset == to
+    seen = hashlib.sha256()
+    assert upload.replay(seen.update) == session.features.staged_digest
+    if session.features.staged_digest:
+        assert seen.hexdigest() == sha256(data[:offset])
+    for chunk in aligned_chunks(data[offset:], MIB):
+        upload.write(chunk)
+    upload.commit()
+    assert place.get("a/file") == data
+    assert place.everything() == {"a/file"}
+
+
 def test_without_resume_it_begins_anew(place: Place, session: Session) -> None:
     begin(session, "file", payload(5000), key="v1").keep()
     upload = session.upload("file", 3, key="v1")
