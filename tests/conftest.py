@@ -19,6 +19,8 @@ from hypothesis import settings
 
 from tests.servers import postgres
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 settings.register_profile("onblock", deadline=None, print_blob=True, database=None)
 settings.register_profile("ci", settings.get_profile("onblock"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "onblock")
