@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.servers import sshd as openssh
 from tests.servers.faultproxy import FaultProxy
+from tests.servers.sshd import Sshd
 
 
 @pytest.fixture
@@ -15,3 +19,36 @@ def fault_proxy() -> Iterator[Callable[[int], FaultProxy]]:
     """`fault_proxy(port)` is a FaultProxy before a server on that port, up until the test ends."""
     with ExitStack() as stack:
         yield lambda port: stack.enter_context(FaultProxy(port))
+
+
+def _sshd(**options: str) -> Iterator[Sshd]:
+    if not openssh.installed():
+        pytest.skip("sshd is not installed: python -m tests.servers.install")
+    with TemporaryDirectory(prefix="onblock-sshd-") as folder:
+        Path(folder).chmod(0o755)  # its accounts must reach it
+        with Sshd(Path(folder, "server"), **options) as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[Sshd]:
+    """One OpenSSH server with all its accounts."""
+    yield from _sshd()
+
+
+@pytest.fixture(scope="session")
+def sshd_without_sftp() -> Iterator[Sshd]:
+    """One that has a shell and `scp`, and no SFTP."""
+    yield from _sshd(sftp="no")
+
+
+@pytest.fixture(scope="session")
+def sshd_small() -> Iterator[Sshd]:
+    """One with a file system of 2 MiB at `info["small"]`."""
+    yield from _sshd(small="2m")
+
+
+@pytest.fixture
+def mortal_sshd() -> Iterator[Sshd]:
+    """One of the test's own, to be killed and started again."""
+    yield from _sshd()

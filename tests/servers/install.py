@@ -20,15 +20,26 @@ PACKAGES = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "sha256sum": "coreutils",
+    "sshd": "openssh-server",
+    "ssh-keygen": "openssh-client",
+    "openssl": "openssl",
+    "libnss_wrapper.so": "libnss-wrapper",
 }
-"""A program the tests run, and the package it comes in."""
+"""A program or library (`.so`) the tests run, and the package it comes in."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def missing() -> list[str]:
     """The packages of programs that are not there."""
-    return sorted({package for name, package in PACKAGES.items() if program(name, DEBIAN) is None})
+    return sorted({package for name, package in PACKAGES.items() if not there(name)})
+
+
+def there(name: str) -> bool:
+    """Whether a program, or a library of the system, is installed."""
+    if name.endswith(".so"):
+        return any(Path("/usr/lib").glob(f"*/{name}*"))
+    return program(name, DEBIAN) is not None
 
 
 def apt(*packages: str) -> list[list[str]]:
