@@ -1,6 +1,7 @@
-"""The tables of the ledger. How they are read and written is in `store.py`; how they came to be in `migrations/`.
+"""The tables of the ledger. How they are read and written is in `store.py` and its neighbours; how they came to be in
+`migrations/`.
 
-Times ending in `_at` are milliseconds since the epoch, UTC. Paths are text as `blocks.names.to_text` writes them.
+Times ending in `_at` are milliseconds since the epoch, UTC; those of runs by the clock of the database. Paths are text as `blocks.names.to_text` writes them.
 """
 
 from __future__ import annotations

@@ -33,7 +33,14 @@ def _started(pid: int) -> int:
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
-def is_dead(worker: str) -> bool:
-    """Whether a process of this machine is certainly gone. Of other machines only the heartbeat tells."""
+def is_alive(worker: str) -> bool | None:
+    """Whether a process of this machine is there, stopped ones too; None of other machines, where nobody can tell."""
     machine, pid, started = worker.rsplit(":", 2)
-    return machine == _machine() and _started(int(pid)) not in (int(started), -1)
+    now = _started(int(pid)) if machine == _machine() else -1
+    return None if -1 in (now, int(started)) else now == int(started)
+
+
+def is_of_an_earlier_boot(worker: str) -> bool:
+    """Whether a process was started before this machine was, if it is of this machine: of one that is not, too."""
+    here, there = _machine().split("/"), worker.rsplit(":", 2)[0].split("/")
+    return len(here) == len(there) == 3 and here[1] != there[1]

@@ -33,27 +33,35 @@ def clear_gone(run: TransferRun) -> None:
 def _clear_way(run: TransferRun, way: Way) -> None:
     assert way.route_id is not None  # only a dry run has none
     for page in run.ledger.gone(way.route_id, run.id):
-        with run.pool.session(way.storage) as session, run.pool.session(run.job.source) as source:
-            for row, superseded in page:
-                if row.dest_path is not None:
-                    discard_staged(
-                        session, row.dest_path, row.path, (row.size, row.mtime_ns, row.etag), row.attempt + 1
-                    )
-                _settle(run, source, row, superseded)
+        settled: list[tuple[Row, State, OnblockError]] = []
+        try:
+            with run.pool.session(way.storage) as session, run.pool.session(run.job.source) as source:
+                for row, superseded in page:
+                    if row.dest_path is not None:
+                        discard_staged(
+                            session, row.dest_path, row.path, (row.size, row.mtime_ns, row.etag), row.attempt + 1
+                        )
+                    settled.append((row, *_verdict(source, row, superseded)))
+        finally:  # also when a storage stops answering half-way: what was cleared is written down
+            _write_down(run, settled)
 
 
-def _settle(run: TransferRun, source: Session, row: Row, superseded: bool) -> None:
+def _write_down(run: TransferRun, settled: list[tuple[Row, State, OnblockError]]) -> None:
+    """A page, in one transaction."""
+    run.ledger.settle_rows(settled, "scan")
+    failures = [failure for _, state, failure in settled if state is State.FAILED]
+    run.meter.add(Receipt(failed=len(failures)))
+    for failure in failures:
+        log.error("%s", failure)
+
+
+def _verdict(source: Session, row: Row, superseded: bool) -> tuple[State, OnblockError]:
+    """What becomes of a row whose file a complete listing did not show, and why."""
     if superseded or row.state is not State.QUEUED:
-        replaced = SourceChanged("was replaced by a newer version", path=row.path, remedy="")
-        run.ledger.settle_rows([row], State.CANCELLED, replaced, "scan")
-    elif _is_there(source, row.path):
-        unwanted = SourceChanged("the job no longer asks for it", path=row.path, remedy="")
-        run.ledger.settle_rows([row], State.CANCELLED, unwanted, "scan")
-    else:
-        gone = SourceVanished("was gone before it could be delivered", path=row.path)
-        run.ledger.settle_rows([row], State.FAILED, gone, "scan")
-        run.meter.add(Receipt(failed=1))
-        log.error("%s", gone)
+        return State.CANCELLED, SourceChanged("was replaced by a newer version", path=row.path, remedy="")
+    if _is_there(source, row.path):
+        return State.CANCELLED, SourceChanged("the job no longer asks for it", path=row.path, remedy="")
+    return State.FAILED, SourceVanished("was gone before it could be delivered", path=row.path)
 
 
 def _is_there(source: Session, path: str) -> bool:

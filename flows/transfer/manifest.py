@@ -7,11 +7,12 @@ onblock, or written by hand). Sorted, so that the merge streams: memory does not
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from blocks import names
 from blocks.errors import NotFound, OnblockError, SourceVanished
 from blocks.storage.base import Session, aligned_buffer
+from flows.ledger.manifests import ManifestClaim
 from flows.transfer.run import TransferRun
 
 log = logging.getLogger("onblock.transfer")
@@ -27,13 +28,31 @@ def write_manifests(run: TransferRun) -> None:
         try:
             with run.pool.session(way.storage) as session:
                 while (found := run.ledger.claim_manifest(place, run.id)) is not None:
-                    manifest_id, path, version = found
-                    folder = path.rpartition("/")[0]
-                    _write(session, path, merge(known(run, manifest_id, folder), existing(session, path, folder)))
-                    run.ledger.manifest_written(manifest_id, run.id, version)
+                    _bring_up(run, session, found)
         except OnblockError as error:
             log.error("the manifest at %s is not up to date: %s", place, error)
             run.problems.append(f"the manifest at {place} is not up to date: {error}")
+
+
+def _bring_up(run: TransferRun, session: Session, found: ManifestClaim) -> None:
+    """Write one manifest. Each run stages under a name of its own, and removes what dead ones left: one that was taken
+    for dead and wakes cannot give what it staged the final name after its successor."""
+    for writer in found.left:
+        session.discard(found.path, _staging_key(writer))
+    folder = found.path.rpartition("/")[0]
+    lines = merge(known(run, found.id, folder), existing(session, found.path, folder))
+    try:
+        ours = _write(session, found.path, run.id, lines, lambda: run.ledger.holds_manifest(found.id, run.id))
+    except OnblockError:
+        if run.ledger.holds_manifest(found.id, run.id):
+            raise
+        ours = False  # its successor has removed what was staged here
+    if not (ours and run.ledger.manifest_written(found.id, run.id, found.version)):
+        log.warning("another run has taken over the manifest %s meanwhile", names.display(found.path))
+
+
+def _staging_key(run_id: str) -> str:
+    return f"manifest\0{run_id}"
 
 
 def known(run: TransferRun, manifest_id: int, folder: str) -> Iterator[Line]:
@@ -97,8 +116,11 @@ def _lines(session: Session, path: str) -> Iterator[bytes]:
         yield rest
 
 
-def _write(session: Session, path: str, lines: Iterable[Line]) -> None:
-    upload = session.upload(path, 0, key="manifest")
+def _write(
+    session: Session, path: str, run_id: str, lines: Iterable[Line], still_ours: Callable[[], bool]
+) -> bool:  # fmt: skip
+    """Stage the lines and give them the final name; False, and nothing done, if it is not `still_ours` by then."""
+    upload = session.upload(path, 0, key=_staging_key(run_id))
     try:
         chunk = bytearray()
         for _, name, digest in lines:
@@ -107,7 +129,11 @@ def _write(session: Session, path: str, lines: Iterable[Line]) -> None:
                 upload.write(memoryview(bytes(chunk)))
                 chunk.clear()
         upload.write(memoryview(bytes(chunk)))
+        if not still_ours():
+            upload.abort()
+            return False
         upload.commit(replace=True)
     except BaseException:
         upload.abort()
         raise
+    return True

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from blocks import names
 from blocks.errors import HashMismatch, NotFound, OnblockError
 from blocks.storage.base import Session, Storage, Upload
-from flows.ledger.states import State
+from flows.ledger.looking import DELIVERED, PAGE
 from flows.ledger.store import Ledger
 from flows.transfer.job import Verify
 
@@ -67,26 +67,48 @@ class Verified:
 def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verified]:
     """Hash every delivered file at the destination and compare with the ledger; the state of things after each file.
 
-    A file that is missing or different becomes QUARANTINED in the ledger; one that could not be read keeps its state.
+    A file that is missing or different becomes QUARANTINED in the ledger, a page of them at a time, and is counted
+    then; one that could not be read keeps its state.
     """
     outcome = Verified()
     route_id = ledger.find_route(job, storage.place())
     if route_id is None:
         yield outcome
         return
+    suspects: list[Suspect] = []
     with storage.open() as session:
-        for row in ledger.files(route_id=route_id, states=(State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)):
-            path = row["dest_path"]
-            try:
-                prove_final(session, path, row["size"], row["sha256"], Verify.READBACK)
-                outcome.checked += 1
-            except (HashMismatch, NotFound) as error:
-                if ledger.was_replaced(row["id"], route_id, path):
-                    continue  # this row speaks of a version that the job itself has replaced since
-                outcome.checked += 1
-                outcome.damaged.append((path, error.what))
-                ledger.mark_damaged(row["id"], error)
-            except OnblockError as error:
-                outcome.unverified.append((path, str(error)))
-            outcome.bytes += row["size"]
-            yield outcome
+        try:
+            for row in ledger.files(route_id=route_id, states=DELIVERED):
+                path = row["dest_path"]
+                try:
+                    prove_final(session, path, row["size"], row["sha256"], Verify.READBACK)
+                    outcome.checked += 1
+                except (HashMismatch, NotFound) as error:
+                    suspects.append(Suspect(row["id"], path, error))
+                except OnblockError as error:
+                    outcome.unverified.append((path, str(error)))
+                outcome.bytes += row["size"]
+                if len(suspects) >= PAGE:
+                    _condemn(ledger, suspects, outcome)
+                yield outcome
+        finally:  # also when somebody stops it: what was found is written down
+            _condemn(ledger, suspects, outcome)
+    yield outcome
+
+
+class Suspect(NamedTuple):
+    """A delivered file that is not what was delivered, unless the job itself has replaced it since."""
+
+    id: int
+    path: str
+    failure: OnblockError
+
+
+def _condemn(ledger: Ledger, suspects: list[Suspect], outcome: Verified) -> None:
+    """Write down what is damaged, in one transaction; `suspects` is empty then."""
+    replaced = ledger.replaced([s.id for s in suspects])  # these rows speak of a version that is no longer due there
+    damaged = [s for s in suspects if s.id not in replaced]
+    ledger.mark_damaged([(s.id, s.failure) for s in damaged])
+    outcome.checked += len(damaged)
+    outcome.damaged += [(s.path, s.failure.what) for s in damaged]
+    suspects.clear()

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from blocks.errors import OnblockError
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger
+from flows.ledger.worker import this_worker
 from flows.transfer.shipment import discard_staged, staging_key
 from tests.faults.card import MIB, Truth, make_card, temporary_files, until, write_job
 from tests.faults.forker import Child, Forker
@@ -73,11 +74,15 @@ def largest_part(archive: Path) -> int:
 
 
 def age(home: Path, sleeper: Child) -> None:
-    """Two minutes pass. A process that was stopped with the lock of SQLite in its hands is moved on a little first."""
+    """Two minutes pass, and the process is in a container, where nobody can see that it is only stopped.
+
+    One that was stopped with the lock of SQLite in its hands is moved on a little first.
+    """
+    host, boot, _ = this_worker().split("/")
     while True:
         with sqlite3.connect(home / "ledger.db", timeout=0.2) as c:
             try:
-                c.execute("UPDATE runs SET heartbeat_at = heartbeat_at - 120000")
+                c.execute("UPDATE runs SET heartbeat_at = heartbeat_at - 120000, worker = ?", (f"{host}/{boot}/1:1:1",))
                 return
             except sqlite3.OperationalError:
                 sleeper.send(signal.SIGCONT)

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from blocks.errors import Kind
 from blocks.names import from_text
 from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
-from flows.ledger.models import File
+from flows.ledger.models import File, Run
 from flows.ledger.store import NewFile, Row
+from flows.ledger.worker import this_worker
 
 CONTEXT = multiprocessing.get_context("forkserver")  # forks of a process that has imported everything, and no threads
 CONTEXT.set_forkserver_preload(["flows.ledger.store", "flows.ledger.migrate", "sqlalchemy.dialects.postgresql.psycopg"])
@@ -68,9 +69,13 @@ class Held:
         self.run_id: str
         self.run_id, self.ids = self._ours.recv()
 
-    def kill(self) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGKILL)
+        return self._process.pid
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
         self._process.join(10)
 
     def __enter__(self) -> Held:
@@ -130,3 +135,24 @@ def table(ledger: Ledger, *columns: str, route: int | None = None) -> list[tuple
 def states(ledger: Ledger, ids: Iterable[int] | None = None) -> list[str]:
     wanted = None if ids is None else set(ids)
     return [s for i, s in table(ledger, "id", "state") if wanted is None or i in wanted]
+
+
+def killed(ledger: Ledger, run_id: str) -> None:
+    """Make it a run of a process of this machine that is gone: its process id was given away again."""
+    machine, pid, started = this_worker().rsplit(":", 2)
+    change_run(ledger, run_id, worker=f"{machine}:{pid}:{int(started) - 1}")
+
+
+def elsewhere(ledger: Ledger, run_id: str, *, silent_s: float = 0) -> None:
+    """Make it a run of a container beside us, of which nothing has been heard for so long. Only the lease can tell."""
+    host, boot, rest = this_worker().split("/")
+    namespace, process = rest.split(":", 1)
+    change_run(
+        ledger, run_id, worker=f"{host}/{boot}/{int(namespace) - 1}:{process}",
+        heartbeat_at=Run.heartbeat_at - int(silent_s * 1000),
+    )  # fmt: skip
+
+
+def change_run(ledger: Ledger, run_id: str, **values: Any) -> None:
+    with ledger.engine.begin() as c:
+        c.execute(update(Run).where(Run.id == run_id).values(**values))

@@ -12,7 +12,7 @@ from blocks.errors import ConfigError, NetworkError
 from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
 from flows.ledger.store import Outcome
-from tests.ledger.crowd import at_once, enter, states, table, version
+from tests.ledger.crowd import at_once, elsewhere, enter, states, table, version
 
 PLACE = "local:/archive"
 Meet = Callable[[], object]
@@ -124,7 +124,8 @@ def _mill(number: int, meet: Meet, url: str, route: int, ids: list[int]) -> tupl
             ledger.requeue(run_id, [r for r in seen if r.state is State.FAILED])
             ledger.ask_again(dice.sample(ids, 300))
             queued = [r for r in seen if r.state is State.QUEUED]
-            ledger.settle_rows(dice.sample(queued, min(20, len(queued))), State.FAILED, ConfigError("x"), "scan")
+            some = dice.sample(queued, min(20, len(queued)))
+            ledger.settle_rows([(row, State.FAILED, ConfigError("x")) for row in some], "scan")
             ledger.recover()
             ledger.heartbeat(run_id)
         ledger.end_run(run_id, {})
@@ -137,8 +138,7 @@ def test_dead_runs_are_recovered_once(ledger: Ledger, url: str, crowd: int) -> N
         run_id = ledger.begin_run("job", flight=None, device=None)
         rows = enter(ledger, run_id, route, [version(f"{n}/{i}") for i in range(50)])
         ledger.claim(run_id, [r.id for r in rows])
-    with ledger.engine.begin() as c:
-        c.exec_driver_sql("UPDATE runs SET heartbeat_at = 0")
+        elsewhere(ledger, run_id, silent_s=61)
     assert sum(at_once(crowd, _recover, url)) == 1000
     assert set(states(ledger)) == {"QUEUED"}
 

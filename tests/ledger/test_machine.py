@@ -10,13 +10,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import text
 
 from blocks.errors import NetworkError
 from flows.ledger import Ledger, State
 from flows.ledger.states import ACTIVE, DONE, MOVES, IllegalMove
 from flows.ledger.store import Claim, Outcome, Row
-from tests.ledger.crowd import enter, look, table, version
+from tests.ledger.crowd import elsewhere, enter, look, table, version
 
 S = State
 WRONG = NetworkError("wrong")
@@ -118,9 +117,9 @@ class Rows(RuleBasedStateMachine):
         row = data.draw(st.sampled_from(self.seen[-12:]))
         if to not in MOVES[row.state]:
             with pytest.raises(IllegalMove):
-                self.ledger.settle_rows([row], to, WRONG, "scan")
+                self.ledger.settle_rows([(row, to, WRONG)], "scan")
             return
-        self.ledger.settle_rows([row], to, WRONG, "scan")
+        self.ledger.settle_rows([(row, to, WRONG)], "scan")
         if (self.state[row.id], self.attempt[row.id]) == (row.state, row.attempt):
             self.state[row.id] = to
 
@@ -139,7 +138,7 @@ class Rows(RuleBasedStateMachine):
     @rule(numbers=few)
     def damage(self, numbers: list[int]) -> None:
         for i in self.picked(numbers)[:1]:
-            self.ledger.mark_damaged(i, WRONG)
+            self.ledger.mark_damaged([(i, WRONG)])
             if self.state[i] in (S.VERIFIED, S.CLEANUP_ELIGIBLE):
                 self.state[i] = S.QUARANTINED
 
@@ -152,8 +151,7 @@ class Rows(RuleBasedStateMachine):
     @rule(run=who)
     def sleep(self, run: int) -> None:
         """Its lease runs out, somebody notices; it may well wake up again."""
-        with self.ledger.engine.begin() as c:
-            c.execute(text("UPDATE runs SET heartbeat_at = 0 WHERE id = :id"), {"id": self.runs[run]})
+        elsewhere(self.ledger, self.runs[run], silent_s=61)
         assert self.ledger.recover() == self.release(self.runs[run])
 
     @rule(run=who)

@@ -16,7 +16,7 @@ from flows.ledger import Ledger, State
 from flows.ledger.models import File
 from flows.ledger.states import IllegalMove
 from flows.ledger.store import PROBLEM, NewFile, Outcome, Row, now_ms
-from tests.ledger.crowd import enter, look, states, table, version
+from tests.ledger.crowd import elsewhere, enter, killed, look, states, table, version
 
 HOSTILE = [
     os.fsdecode(b"DCIM/clip-\xff\xfe.mp4"), "two\nlines.mp4", "cr\rlf\r\n.mp4", "100%.mp4", "%2F%ff", "a%\udcff%", "-rf",
@@ -247,11 +247,11 @@ def test_what_went_wrong_is_kept_whatever_name_it_quotes(ledger: Ledger, run_id:
     blocked = NewFile(route, version("a"), None, None, State.BLOCKED, wrong, "gate")
     ledger.enter(run_id, [blocked], flight=None, device=None)
     rows = enter(ledger, run_id, route, [version("b"), version("c"), version("d")])
-    ledger.settle_rows(rows[:1], State.FAILED, wrong, "scan")
+    ledger.settle_rows([(rows[0], State.FAILED, wrong)], "scan")
     claim = ledger.claim(run_id, [rows[1].id])[rows[1].id]
     ledger.finish([Outcome(claim.id, claim.attempt, State.FAILED, failure=wrong, stage="read")])
     deliver(ledger, run_id, rows[2:])
-    ledger.mark_damaged(rows[2].id, wrong)
+    ledger.mark_damaged([(rows[2].id, wrong)])
     assert [s for (s,) in table(ledger, "state")] == ["BLOCKED", "FAILED", "FAILED", "QUARANTINED"]
     assert all(m.endswith(": is wrong") for (m,) in table(ledger, "message"))
 
@@ -326,10 +326,11 @@ def test_asking_again(ledger: Ledger, run_id: str, route: int, state: State) -> 
 def test_settling_is_for_rows_nobody_has_taken_since(ledger: Ledger, run_id: str, route: int) -> None:
     rows = enter(ledger, run_id, route, [version("a"), version("b")])
     ledger.claim(run_id, [rows[0].id])
-    ledger.settle_rows(rows, State.CANCELLED, Cancelled("asked for"), "scan")
+    ledger.settle_rows([(r, State.CANCELLED, Cancelled("asked for", path=r.path)) for r in rows], "scan")
     assert states(ledger) == ["DELIVERING", "CANCELLED"]
+    assert table(ledger, "message") == [(None,), ("b: asked for",)]
     with pytest.raises(IllegalMove):
-        ledger.settle_rows(rows, State.VERIFIED, Cancelled("no"), "scan")
+        ledger.settle_rows([(rows[0], State.VERIFIED, Cancelled("no"))], "scan")
 
 
 def test_gone_shows_what_a_complete_listing_did_not(ledger: Ledger, run_id: str, route: int) -> None:
@@ -348,7 +349,7 @@ def test_gone_shows_what_a_complete_listing_did_not(ledger: Ledger, run_id: str,
     for page in ledger.gone(route, run_id):
         assert len(page) <= 1000
         found |= {row.path: superseded for row, superseded in page}
-        ledger.settle_rows([r for r, _ in page], State.FAILED, SourceVanished("gone"), "scan")
+        ledger.settle_rows([(r, State.FAILED, SourceVanished("gone")) for r, _ in page], "scan")
     assert set(found) == {r.path for r in rows} - {rows[3].path, rows[5].path, rows[6].path}
     assert [path for path, superseded in found.items() if superseded] == ["0007"]
     assert states(ledger, [rows[3].id, rows[5].id, rows[6].id, mine[0].id]) == [
@@ -368,15 +369,14 @@ def test_problems_that_are_gone_are_settled_too(ledger: Ledger, run_id: str, rou
 
 def _settling(ledger: Ledger, route: int, run_id: str) -> Any:
     for page in ledger.gone(route, run_id):
-        ledger.settle_rows([r for r, _ in page], State.CANCELLED, SourceVanished("gone"), "scan")
+        ledger.settle_rows([(r, State.CANCELLED, SourceVanished("gone")) for r, _ in page], "scan")
         yield [r for r, _ in page]
 
 
 def test_damage_takes_a_delivery_back(ledger: Ledger, run_id: str, route: int) -> None:
     rows = enter(ledger, run_id, route, [version("a"), version("b")])
     deliver(ledger, run_id, rows[:1])
-    for row in rows:
-        ledger.mark_damaged(row.id, ConfigError("bits fell over"))
+    ledger.mark_damaged([(row.id, ConfigError("bits fell over")) for row in rows])
     assert table(ledger, "state", "done_at")[0] == ("QUARANTINED", None)
     assert states(ledger) == ["QUARANTINED", "QUEUED"]
 
@@ -428,8 +428,8 @@ def test_a_path_has_one_line_the_one_delivered_last(ledger: Ledger, run_id: str,
     assert list(ledger.manifest_lines(manifest)) == [("a", "2" * 64), ("b", "3" * 64)]
     deliver(ledger, run_id, rows[:1], sha256="1" * 64)
     assert list(ledger.manifest_lines(manifest)) == [("a", "1" * 64), ("b", "3" * 64)]
-    assert ledger.was_replaced(rows[1].id, route, "a")
-    assert not ledger.was_replaced(rows[0].id, route, "a")
+    assert ledger.replaced([r.id for r in rows]) == {rows[1].id}
+    assert ledger.replaced([]) == set()
 
 
 def test_only_what_is_delivered_has_a_line(ledger: Ledger, run_id: str, route: int) -> None:
@@ -449,17 +449,19 @@ def test_a_manifest_is_written_by_one_run_at_a_time(ledger: Ledger, run_id: str,
     first, second = enter(ledger, run_id, route, [version("a"), version("b")], manifest)
     deliver(ledger, run_id, [first])
     assert ledger.claim_manifest("local:/elsewhere", run_id) is None
-    assert ledger.claim_manifest(PLACE, run_id) == (manifest, "f/checksums\udcff", 1)
+    assert ledger.claim_manifest(PLACE, run_id) == (manifest, "f/checksums\udcff", 1, ())
     assert ledger.claim_manifest(PLACE, other) is None, "somebody alive is at it"
-    assert ledger.claim_manifest(PLACE, run_id) == (manifest, "f/checksums\udcff", 1), "again after a failure of ours"
+    assert ledger.claim_manifest(PLACE, run_id) == (manifest, "f/checksums\udcff", 1, ()), (
+        "again after a failure of ours"
+    )
     deliver(ledger, other, [second])  # while it is being written
     ledger.manifest_written(manifest, run_id, 1)
-    assert ledger.claim_manifest(PLACE, other) == (manifest, "f/checksums\udcff", 2), "not lost"
+    assert ledger.claim_manifest(PLACE, other) == (manifest, "f/checksums\udcff", 2, ()), "not lost"
     ledger.manifest_written(manifest, other, 2)
     assert ledger.claim_manifest(PLACE, run_id) is None
 
 
-@pytest.mark.parametrize("how", ["ended", "expired"])
+@pytest.mark.parametrize("how", ["ended", "expired", "killed"])
 def test_a_manifest_of_a_dead_writer_is_taken_over(ledger: Ledger, run_id: str, route: int, how: str) -> None:
     manifest = ledger.manifest(PLACE, "m")
     deliver(ledger, run_id, enter(ledger, run_id, route, [version("a")], manifest))
@@ -468,8 +470,45 @@ def test_a_manifest_of_a_dead_writer_is_taken_over(ledger: Ledger, run_id: str, 
     if how == "ended":
         ledger.end_run(run_id, {})
     else:
-        with ledger.engine.begin() as c:
-            c.execute(text("UPDATE runs SET heartbeat_at = heartbeat_at - 61000 WHERE id = :id"), {"id": run_id})
-    assert ledger.claim_manifest(PLACE, other) == (manifest, "m", 1)
-    ledger.manifest_written(manifest, run_id, 1)  # the old one, late
-    assert ledger.claim_manifest(PLACE, other) == (manifest, "m", 1), "is not believed"
+        elsewhere(ledger, run_id, silent_s=61) if how == "expired" else killed(ledger, run_id)
+    assert ledger.claim_manifest(PLACE, other) == (manifest, "m", 1, (run_id,))
+    assert ledger.holds_manifest(manifest, other)
+    assert not ledger.holds_manifest(manifest, run_id)
+    assert not ledger.manifest_written(manifest, run_id, 1)  # the old one, late
+    assert ledger.claim_manifest(PLACE, other) == (manifest, "m", 2, ()), "is not believed, and written over"
+    assert ledger.manifest_written(manifest, other, 2)
+    assert ledger.claim_manifest(PLACE, other) is None
+
+
+def test_a_late_writer_makes_the_manifest_behind_again(ledger: Ledger, run_id: str, route: int) -> None:
+    """Its successor has finished when it wakes and commits what it had read before: lines may be missing."""
+    manifest = ledger.manifest(PLACE, "m")
+    deliver(ledger, run_id, enter(ledger, run_id, route, [version("a")], manifest))
+    ledger.claim_manifest(PLACE, run_id)
+    other = ledger.begin_run("job", flight=None, device=None)
+    elsewhere(ledger, run_id, silent_s=61)
+    ledger.claim_manifest(PLACE, other)
+    assert ledger.manifest_written(manifest, other, 1)
+    assert not ledger.manifest_written(manifest, run_id, 1)
+    assert ledger.claim_manifest(PLACE, run_id) == (manifest, "m", 2, ())
+
+
+def test_the_successor_knows_all_dead_writers(ledger: Ledger, run_id: str, route: int) -> None:
+    """The second died before it could clear up after the first; one is alive, one of another destination is not asked."""
+    manifest = ledger.manifest(PLACE, "m")
+    deliver(ledger, run_id, enter(ledger, run_id, route, [version("a")], manifest))
+    second, alive, third = (ledger.begin_run("job", flight=None, device=None) for _ in range(3))
+    ledger.route("elsewhere", "local:/elsewhere")
+    stranger = ledger.begin_run("elsewhere", flight=None, device=None)
+    orderly = ledger.begin_run("job", flight=None, device=None)
+    ledger.end_run(orderly, {})
+    ledger.claim_manifest(PLACE, run_id)
+    killed(ledger, run_id)
+    ledger.recover()
+    ledger.claim_manifest(PLACE, second)
+    for dead in (second, stranger):
+        killed(ledger, dead)
+    claim = ledger.claim_manifest(PLACE, third)
+    assert claim is not None
+    assert set(claim.left) == {run_id, second}
+    assert alive not in claim.left

@@ -1,0 +1,91 @@
+"""What the rooms of the ledger share: transactions, temporary tables, locks in one order, and the clock.
+
+What is read and written with them is in `runs.py`, `manifests.py`, `looking.py` and `store.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Table, cast, func, literal, select
+from sqlalchemy.schema import CreateTable
+
+from flows.ledger.database import told
+from flows.ledger.models import File
+
+
+def now_ms() -> int:
+    """The wall clock of this machine, as the ledger keeps times."""
+    return time.time_ns() // 1_000_000
+
+
+class Connections:
+    """The database, for the threads of a process; each call takes a connection of its own."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._sqlite = engine.dialect.name == "sqlite"
+        self._placeholder = "?" if engine.dialect.paramstyle == "qmark" else "%s"
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with told(), self.engine.begin() as c:
+            yield c
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        """A transaction that will write: SQLite takes its lock at once, so that it never has to fail half-way."""
+        with told(), self.engine.connect().execution_options(onblock_write=True) as c, c.begin():
+            yield c
+
+    def _clock(self) -> ColumnElement[int]:
+        """Milliseconds since the epoch by the clock that all who share the ledger share: the database's, or, with
+        SQLite, this machine's. Times of two machines are compared only if both are of it."""
+        if self._sqlite:
+            return literal(now_ms(), BigInteger)
+        return cast(func.floor(func.extract("epoch", func.clock_timestamp()) * 1000), BigInteger)
+
+    def _now(self, c: Connection) -> int:
+        """What that clock says."""
+        return now_ms() if self._sqlite else c.execute(select(self._clock())).scalar_one()
+
+    def _fill(self, c: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:
+        """Put rows into a temporary table of this connection, at the driver's own speed."""
+        c.execute(CreateTable(table, if_not_exists=True))
+        c.exec_driver_sql(f"DELETE FROM {table.name}")
+        marks = ", ".join([self._placeholder] * len(table.columns))
+        if rows:
+            c.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)
+
+    def _lock(self, c: Connection, which: Any) -> None:
+        """Take the locks of rows in one order everywhere, so that no two writers wait for each other crosswise."""
+        if not self._sqlite:  # whose writer is alone
+            c.execute(select(File.id).where(which).order_by(File.id).with_for_update(key_share=True))
+
+    def _lock_ids(self, c: Connection, ids: Iterable[int]) -> list[Sequence[int]]:
+        """The same for rows by id; the ids in pages."""
+        found = list(pages(sorted(ids)))
+        for page in found:
+            self._lock(c, File.id.in_(page))
+        return found
+
+    def _insert(self, model: Any) -> Any:
+        """An INSERT of this dialect, which knows ON CONFLICT."""
+        if self._sqlite:
+            from sqlalchemy.dialects.sqlite import insert
+        else:
+            from sqlalchemy.dialects.postgresql import insert
+        return insert(model.__table__)
+
+    def _insert_new(self, c: Connection, model: Any, values: list[dict[str, Any]]) -> None:
+        """Insert rows, leaving alone those whose unique key is there."""
+        c.execute(self._insert(model).on_conflict_do_nothing(), values)
+
+
+def pages(ids: Sequence[int], size: int = 4000) -> Iterator[Sequence[int]]:
+    """Ids in pieces that fit into one statement."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -1,0 +1,102 @@
+"""Looking into the ledger without changing anything: routes, rows as mappings, counts, what is known of a content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+
+from blocks import names
+from flows.ledger.connections import Connections, pages
+from flows.ledger.models import File, Route
+from flows.ledger.states import State
+
+PAGE = 1000
+DELIVERED = (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)
+"""States of rows whose file is at its final name."""
+
+
+class Looking(Connections):
+    """The ledger for those who only look."""
+
+    def find_route(self, job: str, destination: str) -> int | None:
+        """The id of a route that exists, or None."""
+        with self._read() as c:
+            return c.execute(select(Route.id).where(Route.job == job, Route.destination == destination)).scalar()
+
+    def still_queued(self, row_ids: Sequence[int]) -> bool:
+        """Whether any of these rows waits to be moved."""
+        with self._read() as c:
+            return any(
+                c.execute(select(File.id).where(File.id.in_(page), File.state == State.QUEUED).limit(1)).first()
+                for page in pages(row_ids)
+            )
+
+    def known_content(self, route_id: int, sha256: str) -> str | None:
+        """Where on this route the same content was delivered, if it was."""
+        with self._read() as c:
+            path = c.execute(
+                select(File.dest_path).where(
+                    File.sha256 == sha256, File.route_id == route_id, File.state == State.VERIFIED
+                ).limit(1)
+            ).scalar()  # fmt: skip
+        return None if path is None else names.from_text(path)
+
+    def replaced(self, row_ids: Sequence[int]) -> set[int]:
+        """Those of these rows whose final name was given to another row of their route later."""
+        where = (File.id, File.route_id, File.dest_path, File.done_at)
+        found: set[int] = set()
+        with self._read() as c:
+            for page in pages(row_ids):
+                rows = c.execute(select(*where).where(File.id.in_(page))).all()
+                rivals: dict[tuple[int, str | None], list[Any]] = {}
+                for r in c.execute(select(*where).where(  # one scan a page: there is no index on final names
+                    File.route_id.in_({r.route_id for r in rows}), File.dest_path.in_({r.dest_path for r in rows}),
+                    File.done_at.is_not(None), File.state.in_(DELIVERED),
+                )):  # fmt: skip
+                    rivals.setdefault((r.route_id, r.dest_path), []).append(r)
+                found |= {
+                    r.id for r in rows if r.done_at is not None
+                    and any(o.id != r.id and o.done_at >= r.done_at for o in rivals.get((r.route_id, r.dest_path), ()))
+                }  # fmt: skip
+        return found
+
+    def files(
+        self, *, job: str | None = None, states: Iterable[State] = (), run_id: str | None = None,
+        route_id: int | None = None, limit: int | None = None, after: int = 0,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """Rows as mappings of all columns and the route's job and destination, by id, in pages of a bounded size."""
+        while limit is None or limit > 0:
+            query = (
+                select(File.__table__, Route.job, Route.destination)
+                .join(Route, Route.id == File.route_id)
+                .where(File.id > after).order_by(File.id).limit(min(PAGE, limit or PAGE))
+            )  # fmt: skip
+            for column, value in ((Route.job, job), (File.run_id, run_id), (File.route_id, route_id)):
+                if value is not None:
+                    query = query.where(column == value)
+            if states:
+                query = query.where(File.state.in_(list(states)))
+            with self._read() as c:
+                page = [dict(r) for r in c.execute(query).mappings()]
+            for row in page:
+                row["path"] = names.from_text(row["path"])
+                row["dest_path"] = None if row["dest_path"] is None else names.from_text(row["dest_path"])
+                yield row
+            if not page:
+                return
+            after = page[-1]["id"]
+            limit = None if limit is None else limit - len(page)
+
+    def counts(self, job: str | None = None) -> list[tuple[str, str, str, int, int]]:
+        """(job, destination, state, files, bytes) for all routes, or those of one job."""
+        query = (
+            select(Route.job, Route.destination, File.state, func.count(), func.sum(File.size))
+            .join(Route, Route.id == File.route_id).group_by(Route.job, Route.destination, File.state)
+            .order_by(Route.job, Route.destination, File.state)
+        )  # fmt: skip
+        if job is not None:
+            query = query.where(Route.job == job)
+        with self._read() as c:
+            return [(j, d, s, n, int(b or 0)) for j, d, s, n, b in c.execute(query)]

@@ -1,0 +1,107 @@
+"""Runs in the ledger: who is at work, who is dead, and the rows of the dead, which are freed here.
+
+A run that works on this machine is told by its process, whatever the clocks say; others by their heartbeat, taken
+and judged by the clock of the database. What runs do with their rows is in `store.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, insert, select, update
+
+from flows.ledger.connections import Connections, now_ms
+from flows.ledger.models import File, Run
+from flows.ledger.states import ACTIVE, State, check_moves
+from flows.ledger.worker import is_alive, is_of_an_earlier_boot, this_worker
+
+LEASE_MS = 60_000
+"""A run without a heartbeat for so long has lost its rows, unless its process is known to be there."""
+HEARTBEAT_S = 10.0
+
+_at_work: set[str] = set()
+"""Runs of this process that have begun and not ended: a process that lives on does not hold the rows of its past."""
+
+
+class Runs(Connections):
+    """The runs of a ledger."""
+
+    def begin_run(self, job: str, *, flight: str | None, device: str | None, flow_run_id: str | None = None) -> str:
+        """Enter a run; its id."""
+        run_id = str(uuid.uuid4())
+        with self._write() as c:
+            now = self._now(c)
+            c.execute(
+                insert(Run).values(
+                    id=run_id, job=job, flight=flight, device=device, worker=this_worker(), flow_run_id=flow_run_id,
+                    started_at=now, heartbeat_at=now,
+                )
+            )  # fmt: skip
+        _at_work.add(run_id)
+        return run_id
+
+    def heartbeat(self, run_id: str) -> None:
+        """Renew the lease of all rows that the run holds. One that was declared dead, and only slept, is alive again."""
+        with self._write() as c:
+            self._renew(c, run_id)
+
+    def _renew(self, c: Connection, run_id: str) -> None:
+        alive = update(Run).where(Run.id == run_id, Run.summary.is_(None))  # it has one when it has really ended
+        c.execute(alive.values(heartbeat_at=self._clock(), ended_at=None))
+
+    def end_run(self, run_id: str, summary: dict[str, Any]) -> None:
+        """The run is over: rows it still holds are free again."""
+        _at_work.discard(run_id)
+        with self._write() as c:
+            c.execute(update(Run).where(Run.id == run_id).values(ended_at=self._clock(), summary=json.dumps(summary)))
+            self._release(c, [run_id])
+
+    def recover(self) -> int:
+        """End the runs that are dead and free their rows; how many. See `_is_dead`."""
+        with self._read() as c:
+            runs = c.execute(self._signs_of_life().where(Run.ended_at.is_(None))).all()
+        dead = {r.id: r.heartbeat_at for r in runs if self._is_dead(r.id, r.worker, r.silence)}
+        if not dead:
+            return 0
+        ended: list[str] = []
+        with self._write() as c:
+            for run_id, seen in sorted(dead.items()):  # one that has stirred since is left alone
+                ended += c.execute(
+                    update(Run).where(Run.id == run_id, Run.ended_at.is_(None), Run.heartbeat_at == seen)
+                    .values(ended_at=self._clock()).returning(Run.id)
+                ).scalars()  # fmt: skip
+            return self._release(c, ended)
+
+    def _signs_of_life(self) -> Select[Any]:
+        return select(
+            Run.id, Run.worker, Run.heartbeat_at, (self._clock() - Run.heartbeat_at).label("silence"), Run.ended_at
+        )
+
+    def _has_ended(self, c: Connection, run_id: str) -> bool:
+        """Whether a run has ended, or is dead."""
+        run = c.execute(self._signs_of_life().where(Run.id == run_id)).one()
+        return run.ended_at is not None or self._is_dead(run.id, run.worker, run.silence)
+
+    def _is_dead(self, run_id: str, worker: str, silence: int) -> bool:
+        """Whether a run that has not ended is dead. `silence` is how long ago its heartbeat was, in ms.
+
+        A process of this machine is there or it is not. SQLite is one machine: what was at work before it was started
+        is gone. Where nobody can tell (another machine, another container), the lease decides.
+        """
+        if worker == this_worker():
+            return run_id not in _at_work
+        alive = is_alive(worker)
+        if alive is not None:
+            return not alive
+        return silence > LEASE_MS or (self._sqlite and is_of_an_earlier_boot(worker))
+
+    def _release(self, c: Connection, run_ids: list[str]) -> int:
+        check_moves((s, State.QUEUED) for s in ACTIVE)
+        held = and_(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
+        self._lock(c, held)
+        return c.execute(
+            update(File).where(held)
+            .values(state=State.QUEUED, next_attempt_at=None, updated_at=now_ms())
+        ).rowcount  # fmt: skip
