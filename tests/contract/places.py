@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from blocks.storage import LocalStorage
+from blocks.storage import LocalStorage, SftpStorage
 from blocks.storage.base import Storage
+from blocks.storage.rclone import RcloneStorage
 
 
 class Place(ABC):
@@ -132,3 +133,37 @@ def local_tmpfs(request: pytest.FixtureRequest) -> Iterator[Place]:
         pytest.skip("no tmpfs at /dev/shm")
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="onblock-test-") as name:
         yield FolderPlace(LocalStorage(root=name), Path(name))
+
+
+def _sftp(request: pytest.FixtureRequest, **options: object) -> Iterator[Place]:
+    server = request.getfixturevalue("sshd")
+    folder, info = server.new_folder(), server.info
+    fields = {"user": info["user"], "key_file": info["key"], "known_hosts": info["known_hosts"], **options}
+    yield FolderPlace(SftpStorage(host=info["host"], port=info["port"], root=str(folder), **fields), folder)
+
+
+@place("sftp")
+def sftp(request: pytest.FixtureRequest) -> Iterator[Place]:
+    yield from _sftp(request)
+
+
+@place("sftp-only")
+def sftp_only(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """No shell, and none of OpenSSH's extensions: as other vendors' servers."""
+    yield from _sftp(request, user="bare")
+
+
+@place("rclone-local")
+def rclone_local(request: pytest.FixtureRequest) -> Iterator[Place]:
+    config = request.getfixturevalue("rclone_disk")
+    folder = request.getfixturevalue("tmp_path") / "root"
+    folder.mkdir()
+    yield FolderPlace(RcloneStorage(remote="disk", root=str(folder), config=config), folder)
+
+
+@place("rclone-sftp")
+def rclone_sftp(request: pytest.FixtureRequest) -> Iterator[Place]:
+    config = request.getfixturevalue("rclone_nas")
+    folder = request.getfixturevalue("sshd").new_folder() / "root"
+    folder.mkdir()
+    yield FolderPlace(RcloneStorage(remote="nas", root=str(folder), config=config), folder)

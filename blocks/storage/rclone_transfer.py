@@ -1,0 +1,271 @@
+"""One file on its way through an rclone daemon: the reader, the upload, and copies by rclone itself hashed by us.
+
+A small file is gathered and sent as one request; a larger one is streamed, in chunks as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, urlencode
+
+from blocks import names
+from blocks.errors import NetworkError, NotFound, OnblockError, SourceVanished
+from blocks.storage.base import FileInfo, Reader, Upload, aligned_buffer
+from blocks.storage.rclone_daemon import Wire, answer
+
+if TYPE_CHECKING:
+    from blocks.storage.base import Buffer
+
+SMALL = 1 << 20
+"""Bytes of a file that are gathered before it is sent: a smaller one is one request, and no open connection."""
+_BOUNDARY = "onblock-8f1d6c7e5b3a4029"
+
+
+class Remote(Protocol):
+    """What a file on its way asks of its session."""
+
+    fs: str
+
+    def wire(self) -> AbstractContextManager[Wire]: ...
+
+    def encode(self, path: str) -> str: ...
+
+    def stat(self, path: str) -> FileInfo: ...
+
+    def read(self, path: str, offset: int = 0) -> Reader: ...
+
+    def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str: ...
+
+    def delete(self, path: str) -> None: ...
+
+    def rename(self, path: str, to: str, said: str, *, replace: bool = False) -> None: ...
+
+
+class RcloneReader(Reader):
+    """One file, by one HTTP answer of the daemon."""
+
+    def __init__(self, session: Remote, path: str, offset: int):
+        self.path, self._session = path, session
+        self._stack = contextlib.ExitStack()
+        self._wire = self._stack.enter_context(session.wire())
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            try:
+                self._wire.request(
+                    "GET", f"/{quote(f'[{session.fs}]', safe='')}/{quote(session.encode(path))}", None, headers
+                )
+                self._answer = self._wire.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise self._wire.broken(error, "cannot open it", path) from error
+            if self._answer.status not in (200, 206, 416):
+                answer(self._answer.status, self._answer.read(), "cannot open it", path)
+        except NotFound as error:
+            self._stack.close()
+            raise SourceVanished("is no longer there", path=path) from error
+        except BaseException:
+            self._wire.close()
+            self._stack.close()
+            raise
+        self._left = self._answer.length if self._answer.status != 416 else 0
+        if offset and self._answer.status == 200:
+            self._skip(offset)
+
+    def _skip(self, count: int) -> None:
+        buffer = memoryview(bytearray(min(count, 1 << 20)))
+        while count and (n := self.readinto(buffer[: min(count, len(buffer))])):
+            count -= n
+
+    def readinto(self, buffer: Buffer) -> int:
+        view, got = memoryview(buffer), 0
+        if self._left == 0:
+            return 0
+        try:
+            while got < len(view):
+                n = self._answer.readinto(view[got:])
+                if not n:
+                    break
+                got += n
+        except (OSError, http.client.HTTPException) as error:
+            raise self._wire.broken(error, "the reading broke off", self.path) from error
+        if self._left is not None:
+            self._left -= got
+            if got < len(view) and self._left:
+                self._wire.close()
+                raise NetworkError(f"ended {self._left} bytes too early", path=self.path)
+        return got
+
+    def info(self) -> FileInfo:
+        try:
+            return self._session.stat(self.path)
+        except NotFound as error:
+            raise SourceVanished("was removed or renamed while it was read", path=self.path) from error
+
+    def close(self) -> None:
+        if not self._answer.isclosed() and (self._left is None or self._left):
+            self._wire.close()
+        elif not self._answer.isclosed():
+            self._answer.read()
+        self._stack.close()
+
+
+class RcloneUpload(Upload):
+    """One file under its temporary name. What is small is gathered first and is one request."""
+
+    def __init__(self, session: Remote, path: str, key: str, announced: tuple[int, int | None]):
+        self.path, self._session = path, session
+        self.size, self.mtime_ns = announced
+        self._names = (names.temporary(path, key), names.temporary(path, key + "\0 again"))
+        self.staged = self._names[0]
+        self._small: bytearray | None = bytearray()  # None when there is more than that
+        self._stream: tuple[contextlib.ExitStack, Wire] | None = None
+        self._there = False  # the staged file is whole, as far as it was written
+
+    def write(self, chunk: memoryview) -> None:
+        if not len(chunk):
+            return
+        if self._small is not None and len(self._small) + len(chunk) <= SMALL:
+            self._small += chunk
+            self._there = False
+            return
+        if self._stream is None:
+            self._begin()
+        self._send(chunk)
+
+    def _begin(self) -> None:
+        """Open a stream to the far side, and send again what is there already: rclone cannot append."""
+        there, before = self._there and self._small is None, self.staged
+        if there:
+            self.staged = self._names[before == self._names[0]]
+        stack = contextlib.ExitStack()
+        one = stack.enter_context(self._session.wire())
+        self._stream = stack, one
+        one.putrequest("POST", self._target())
+        one.putheader("Content-Type", f"multipart/form-data; boundary={_BOUNDARY}")
+        one.putheader("Transfer-Encoding", "chunked")
+        self._guard(one.endheaders)
+        self._send(memoryview(self._head()))
+        if self._small is not None:
+            small, self._small = self._small, None
+            self._send(memoryview(small))
+        if there:
+            self._pour(before, self._send)
+            self._session.delete(before)
+        self._there = False
+
+    def _pour(self, path: str, update: Callable[[memoryview], object]) -> None:
+        buffer = memoryview(aligned_buffer(1 << 20))
+        with self._session.read(path) as reader:
+            while n := reader.readinto(buffer):
+                update(buffer[:n])
+
+    def _target(self) -> str:
+        folder = self.staged.rpartition("/")[0]
+        return "/operations/uploadfile?" + urlencode(
+            {"fs": self._session.fs, "remote": folder and self._session.encode(folder)}
+        )
+
+    def _head(self) -> bytes:
+        name = self.staged.rpartition("/")[2]  # plain ASCII
+        return (
+            f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        ).encode()
+
+    def _send(self, data: memoryview) -> None:
+        assert self._stream is not None
+        one = self._stream[1]
+        if len(data):
+            self._guard(lambda: (one.send(b"%x\r\n" % len(data)), one.send(data), one.send(b"\r\n")))
+
+    def _guard(self, act: Callable[[], object]) -> None:
+        """Do something on the stream. If the daemon has hung up, its answer says why."""
+        assert self._stream is not None
+        stack, one = self._stream
+        try:
+            act()
+        except (OSError, http.client.HTTPException) as error:
+            self._stream = None
+            try:
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    response = one.getresponse()
+                    answer(response.status, response.read(), "cannot write it", self.path)
+                raise one.broken(error, "cannot write it", self.path) from error
+            finally:
+                one.close()
+                stack.close()
+
+    def _finish(self) -> None:
+        """All that was written lies at the far side under the temporary name."""
+        if self._there:
+            return
+        if self._stream is None and self._small is None:
+            raise NetworkError("the connection broke while it was written", path=self.path)
+        tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
+        if self._stream is None:
+            assert self._small is not None
+            body = self._head() + self._small + tail
+            stack = contextlib.ExitStack()
+            one = stack.enter_context(self._session.wire())
+            self._stream = stack, one
+            form = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+            self._guard(lambda: one.request("POST", self._target(), body, form))
+        else:
+            stack, one = self._stream
+            self._send(memoryview(tail))
+            self._guard(lambda: one.send(b"0\r\n\r\n"))
+        found: list[http.client.HTTPResponse] = []
+        self._guard(lambda: found.append(one.getresponse()))
+        body = found[0].read()
+        self._stream = None
+        stack.close()
+        answer(found[0].status, body, "cannot write it", self.path)
+        self._there = True
+
+    def filled(self) -> None:
+        """`push` has written all of it."""
+        self._small, self._there = None, True
+
+    def digest(self, *, fresh: bool = False) -> str:
+        self._finish()
+        return self._session.checksum(self.staged, fresh=fresh)
+
+    def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
+        self._finish()
+        self._pour(self.staged, update)
+        return True
+
+    def seal(self) -> None:
+        self._finish()
+
+    def commit(self, path: str | None = None, *, replace: bool = False) -> str:
+        name = self.path if path is None else names.check_path(path)
+        self._finish()
+        self._session.rename(self.staged, name, name, replace=replace)
+        self.path = name
+        return name
+
+    def keep(self) -> None:
+        self.abort()  # there is no going on inside a file
+
+    def abort(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(OnblockError):
+                self._finish()  # a request that is ended in order leaves nobody behind who still writes
+        with contextlib.suppress(NotFound):
+            self._session.delete(self.staged)
+
+
+def hash_local(local: str, size: int, mtime_ns: int | None) -> str | None:
+    """SHA-256 of a local file by our own read; None if it is not the file that was announced."""
+    fd = os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        st = os.fstat(fd)
+        same = st.st_size == file.tell() == size and mtime_ns in (None, st.st_mtime_ns)
+        return digest.hexdigest() if same else None
