@@ -1,0 +1,257 @@
+"""The messages of SFTP version 3 over one channel: many requests under way at once, answers in any order.
+
+Written because paramiko's own client takes names for UTF-8, sends 32 KiB at a time, reads a whole file ahead and lacks
+OpenSSH's extensions; with messages of 255 KiB the same paramiko moved twice to four times as much (CHANGELOG).
+What the answers mean for a file is in `sftp.py`. Source of the format: draft-ietf-secsh-filexfer-02 and OpenSSH's
+PROTOCOL. Names are bytes. Not shared between threads.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from blocks.errors import NetworkError
+
+if TYPE_CHECKING:
+    import paramiko
+
+
+class Ask(IntEnum):
+    """Requests."""
+
+    OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT, FSETSTAT, OPENDIR, READDIR = range(3, 13)
+    REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = range(13, 19)
+    EXTENDED = 200
+
+
+INIT, VERSION = 1, 2
+STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED_REPLY = 101, 102, 103, 104, 105, 201
+
+READ, WRITE, CREATE, TRUNCATE, EXCLUSIVE = 0x01, 0x02, 0x08, 0x10, 0x20
+"""Flags of OPEN."""
+
+POSIX_RENAME, HARDLINK, FSYNC, STATVFS, LIMITS = (
+    b"posix-rename@openssh.com", b"hardlink@openssh.com", b"fsync@openssh.com", b"statvfs@openssh.com",
+    b"limits@openssh.com",
+)  # fmt: skip
+"""Extensions we use where the server offers them."""
+
+BLOCK = 255 << 10
+"""Bytes of one READ or WRITE where the server takes so many (OpenSSH does since 8.5)."""
+SMALL_BLOCK = 32 << 10
+"""... and what every server must take."""
+MESSAGE_MAX = 1 << 20
+"""An answer longer than this is not SFTP."""
+
+
+class Refused(Exception):
+    """A request was answered by a status other than OK: `code` as the protocol numbers them, `said` in the server's words."""
+
+    def __init__(self, code: int, said: str):
+        self.code, self.said = code, said
+        super().__init__(f"status {code}: {said}")
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is known of a file. `mtime` in seconds since the epoch."""
+
+    size: int = 0
+    mode: int = 0
+    mtime: int = 0
+    owner: tuple[int, int] = (0, 0)
+
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode) or not stat.S_IFMT(self.mode)  # some servers send no type
+
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+
+def string(value: bytes) -> bytes:
+    """A field of bytes, led by its length."""
+    return struct.pack(">I", len(value)) + value
+
+
+def attributes(*, size: int | None = None, mtime: int | None = None, mode: int | None = None) -> bytes:
+    """For requests: only what is given is set."""
+    flags = (size is not None) | (mode is not None) << 2 | (mtime is not None) << 3
+    out = struct.pack(">I", flags)
+    if size is not None:
+        out += struct.pack(">Q", size)
+    if mode is not None:
+        out += struct.pack(">I", mode)
+    if mtime is not None:
+        out += struct.pack(">II", mtime, mtime)
+    return out
+
+
+class Fields:
+    """Reads the fields of an answer, front to back."""
+
+    def __init__(self, data: bytes, at: int = 0):
+        self._data, self._at = data, at
+
+    def number(self, form: str = ">I") -> int:
+        (value,) = struct.unpack_from(form, self._data, self._at)
+        self._at += struct.calcsize(form)
+        return value
+
+    def string(self) -> bytes:
+        size = self.number()
+        value = self._data[self._at : self._at + size]
+        if len(value) != size:
+            raise struct.error("a string is cut short")
+        self._at += size
+        return value
+
+    def rest(self) -> bool:
+        return self._at < len(self._data)
+
+    def attributes(self) -> Attributes:
+        flags = self.number()
+        size = self.number(">Q") if flags & 1 else 0
+        owner = (self.number(), self.number()) if flags & 2 else (0, 0)
+        mode = self.number() if flags & 4 else 0
+        mtime = (self.number(), self.number())[1] if flags & 8 else 0
+        if flags & 0x80000000:
+            for _ in range(self.number()):
+                self.string()
+                self.string()
+        return Attributes(size, mode, mtime, owner)
+
+
+class Messages:
+    """The client's end. Raises what the channel raises, and NetworkError where the far side does not speak SFTP."""
+
+    def __init__(self, channel: paramiko.Channel):
+        self._channel = channel
+        self._last = 0
+        self._answers: dict[int, bytes] = {}
+        self._nobodys: set[int] = set()  # requests whose answer nobody waits for
+        self._packet = max(1024, channel.out_max_packet_size - 64)  # as much as one SSH packet takes
+        self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
+        kind, body = self._receive()
+        if kind != VERSION:
+            raise self._nonsense()
+        fields = Fields(body, 1)
+        self.version = fields.number()
+        self.extensions: dict[bytes, bytes] = {}
+        while fields.rest():
+            name = fields.string()
+            self.extensions[name] = fields.string()
+        self.read_max = self.write_max = SMALL_BLOCK
+        if LIMITS in self.extensions:
+            fields = self.answer(self.send(Ask.EXTENDED, string(LIMITS)), EXTENDED_REPLY)
+            fields.number(">Q")
+            self.read_max = min(BLOCK, fields.number(">Q") or SMALL_BLOCK)
+            self.write_max = min(BLOCK, fields.number(">Q") or SMALL_BLOCK)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def send(self, kind: Ask, head: bytes, body: memoryview | bytes = b"") -> int:
+        """Send a request, without waiting; what to ask `answer` for."""
+        self._last = number = (self._last + 1) & 0xFFFFFFFF
+        while self._channel.recv_ready():  # or both sides may wait for each other to read
+            self._take()
+        start = struct.pack(">IBI", 5 + len(head) + len(body), kind, number) + head
+        with memoryview(body) as rest:
+            first = max(0, self._packet - len(start))
+            self._channel.sendall(start + bytes(rest[:first]))
+            for at in range(first, len(rest), self._packet):
+                self._channel.sendall(bytes(rest[at : at + self._packet]))
+        return number
+
+    def answer(self, number: int, kind: int = STATUS) -> Fields:
+        """Wait for the answer to a request; what follows its number. Raises Refused unless it is of `kind`, or OK."""
+        while number not in self._answers:
+            self._take()
+        body = self._answers.pop(number)
+        fields = Fields(body, 5)
+        if body[0] == STATUS:
+            code = fields.number()
+            if kind != STATUS or code:
+                raise Refused(code, fields.string().decode("utf-8", "replace") if fields.rest() else "")
+        elif body[0] != kind:
+            raise self._nonsense()
+        return fields
+
+    def outcome(self, number: int) -> Refused | None:
+        """Wait for a status; None if it is OK."""
+        try:
+            self.answer(number)
+        except Refused as refused:
+            return refused
+        return None
+
+    def forget(self, number: int) -> None:
+        """Nobody will ask for this answer."""
+        if self._answers.pop(number, None) is None:
+            self._nobodys.add(number)
+
+    def answered(self, number: int) -> bool:
+        """Whether the answer is there already."""
+        return number in self._answers
+
+    # -- the usual ones, waited for -----------------------------------------------------------------------------------
+
+    def handle(self, number: int) -> bytes:
+        return self.answer(number, HANDLE).string()
+
+    def attributes(self, number: int) -> Attributes:
+        return self.answer(number, ATTRS).attributes()
+
+    def data(self, number: int) -> bytes:
+        return self.answer(number, DATA).string()
+
+    def names(self, number: int) -> Sequence[tuple[bytes, Attributes]]:
+        fields, found = self.answer(number, NAME), []
+        for _ in range(fields.number()):
+            name = fields.string()
+            fields.string()  # as `ls -l` would print it
+            found.append((name, fields.attributes()))
+        return found
+
+    # -- the channel ------------------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """Read one answer and keep it for whoever asks."""
+        _, body = self._receive()
+        if len(body) < 5:
+            raise self._nonsense()
+        (number,) = struct.unpack_from(">I", body, 1)
+        if number in self._nobodys:
+            self._nobodys.discard(number)
+        else:
+            self._answers[number] = body
+
+    def _receive(self) -> tuple[int, bytes]:
+        (size,) = struct.unpack(">I", self._exactly(4))
+        if not 1 <= size <= MESSAGE_MAX:
+            raise self._nonsense()
+        body = self._exactly(size)
+        return body[0], body
+
+    def _exactly(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size:
+            part = self._channel.recv(size)
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @staticmethod
+    def _nonsense() -> NetworkError:
+        return NetworkError(
+            "what came back is not SFTP", remedy="a start-up file of the account may print something; make it silent"
+        )
