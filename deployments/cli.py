@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from deployments import interrupt
 
 if TYPE_CHECKING:
     from flows.transfer.job import TransferJob
@@ -388,39 +389,36 @@ def _api_url() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def _interrupted(signum: int, frame: object) -> None:
-    """The first signal puts everything down in order; another one does not wait for that."""
-    signal.signal(signal.SIGINT, _at_once)
-    signal.signal(signal.SIGTERM, _at_once)
-    raise SystemExit(128 + signum)
-
-
-def _at_once(signum: int, frame: object) -> None:
-    os.write(2, b"onblock: stopped at once; run it again to go on\n")
-    os._exit(128 + signum)  # what is left behind is cleared up by the next run
-
-
 def main() -> None:
     """The console script."""
+    interrupt.listen()
+    try:
+        _main()
+    except SystemExit as end:
+        if end.code in interrupt.CODES:
+            print("onblock: interrupted; run it again to go on", file=sys.stderr)
+        raise
+    finally:
+        interrupt.leave()
+
+
+def _main() -> None:
     from blocks.errors import OnblockError
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.getLogger("onblock").addHandler(handler)
-    signal.signal(signal.SIGINT, _interrupted)
-    signal.signal(signal.SIGTERM, _interrupted)
     # the whole of a traceback is for us, not for whoever runs a job
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except OnblockError as error:
         print(f"onblock: {error}", file=sys.stderr)
         if os.environ.get("ONBLOCK_DEBUG"):
             raise
         sys.exit(2)
-    except SystemExit as end:
-        if end.code in (130, 143):
-            print("onblock: interrupted; run it again to go on", file=sys.stderr)
-        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,4 +1,7 @@
-"""The database under the ledger: how it is opened, and what its failures mean. What is read and written is in `store.py` and its neighbours."""
+"""The database under the ledger: how it is opened, and what its failures mean.
+
+What is read and written is in `store.py` and its neighbours.
+"""
 
 from __future__ import annotations
 

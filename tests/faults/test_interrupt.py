@@ -15,7 +15,7 @@ import pytest
 from flows.ledger import Ledger
 from flows.ledger.states import ACTIVE
 from tests.faults.card import MIB, Truth, make_card, temporary_files, until, write_job
-from tests.faults.forker import REPOSITORY, Forker
+from tests.faults.forker import REPOSITORY, Child, Forker
 
 SEED = int(os.environ.get("ONBLOCK_TEST_SEED") or random.SystemRandom().randrange(10**9))
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
@@ -43,6 +43,13 @@ def check_put_down(truth: Truth, archive: Path, err: str) -> None:
         states = {s for _, _, s, _, _ in ledger.counts()}
         assert not states & ACTIVE, states
         assert states <= {"QUEUED", "VERIFIED"}
+
+
+def listens(child: Child) -> bool:
+    """Whether its handler for SIGTERM is there: the second of the two that it sets, before anything else."""
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def writing(archive: Path) -> bool:
@@ -86,10 +93,10 @@ def test_at_a_random_moment(
     dice = random.Random(SEED + turn)
     archive = tmp_path / "archive"
     job = write_job(tmp_path / "job.yaml", card, archive)
-    for _ in range(20):
+    for _ in range(25):
         child = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home)
-        until("it has begun", lambda child=child: (onblock_home / "ledger.db").exists() or not child.running())
-        time.sleep(dice.uniform(0.05, 0.7))
+        until("it has begun", lambda child=child: listens(child) or not child.running())
+        time.sleep(dice.choice((0.02, 0.15, 0.7)) * dice.random())
         child.send(number)
         began = time.monotonic()
         ended = child.wait()
@@ -144,3 +151,75 @@ def test_twice(
     ended = forker.start("run", job, "--json", ONBLOCK_HOME=onblock_home).wait()
     assert ended.code == 0, ended
     truth.check_complete(archive)
+
+
+BREAK_OFF = """
+import os, signal, sqlite3, sys, time
+from deployments import interrupt
+from flows.ledger import Ledger
+from sqlalchemy import event
+
+def now(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Careless:
+    def __del__(self):
+        now()
+        time.sleep(0.05)
+
+def work(where, ledger, run_id):
+    match where:
+        case "statement":
+            event.listen(ledger.engine, "before_cursor_execute", now, once=True)
+            ledger.heartbeat(run_id)
+        case "commit":
+            event.listen(ledger.engine, "commit", now)
+            ledger.heartbeat(run_id)
+        case "connect":
+            ledger.engine.dispose()
+            event.listen(ledger.engine, "connect", now)
+            ledger.heartbeat(run_id)
+        case "close":
+            event.listen(ledger.engine, "close", now)
+            ledger.close()
+        case "destructor":
+            Careless()
+        case "swallowed":
+            try:
+                now()
+            except SystemExit:
+                pass
+
+def child(where):
+    interrupt.listen(grace_s=1.0 if where == "swallowed" else 25.0)
+    ledger = Ledger.open()
+    try:
+        work(where, ledger, ledger.begin_run("job", flight=None, device=None))
+        time.sleep(60)
+        print(where, "never told", flush=True)
+    except SystemExit as end:
+        with sqlite3.connect(os.environ["ONBLOCK_HOME"] + "/ledger.db", timeout=0) as c:
+            c.execute("UPDATE runs SET ended_at = 1")  # nobody holds the lock
+        print(where, "told", end.code, flush=True)
+        os._exit(end.code)
+
+for where in sys.argv[1:]:
+    if not (pid := os.fork()):
+        child(where)
+    print(where, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def test_in_the_middle_of_what_should_not_be_broken_off(onblock_home: Path) -> None:
+    """Each is a place where a SystemExit did harm: a lock that was held for 30 s, a traceback, a signal that was lost.
+
+    One that is swallowed all the same ends the process when the grace is over.
+    """
+    places = ["statement", "commit", "connect", "close", "destructor"]
+    done = subprocess.run(
+        [sys.executable, "-c", BREAK_OFF, *places, "swallowed"], cwd=REPOSITORY, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    expected = [line for place in places for line in (f"{place} told 143", f"{place} 143")]
+    assert done.stdout.splitlines() == [*expected, "swallowed 143"], done
+    assert done.stderr == "onblock: stopped at once; run it again to go on\n"
