@@ -123,6 +123,8 @@ def display(path: str) -> str:
 
 def to_text(path: str) -> str:
     """For the ledger: the path itself where it is Unicode, else `/` and the percent-encoded bytes (no path starts so)."""
+    if path.isascii():
+        return path
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:

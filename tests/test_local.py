@@ -141,7 +141,7 @@ def no_inodes(folder: Path) -> None:
         for number in range(10):
             begin(session, f"file{number}", b"x")
     with pytest.raises(DiskFull):
-        session.upload("a/folder/file", 1)
+        session.upload("a/folder/file", 1).open()
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def read_only(folder: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     assert fetch(session, "file") == b"data"
     attempts: list[Callable[[], object]] = [
-        lambda: session.upload("other", 1), lambda: session.upload("folder/other", 1), lambda: session.delete("file"),
+        lambda: session.upload("other", 1).open(), lambda: session.upload("folder/other", 1).open(), lambda: session.delete("file"),
         lambda: session.move("file", "there"), upload.commit, lambda: upload.commit(replace=True), upload.abort,
     ]  # fmt: skip
     for attempt in attempts:
@@ -233,8 +233,8 @@ def rights(folder: Path) -> None:
             lambda: list(session.scan("closed")), lambda: session.stat("closed/file"),
             lambda: session.read("closed/file"), lambda: session.read("open/secret"),
             lambda: session.checksum("open/secret"), lambda: session.checksum("open/secret", fresh=True),
-            lambda: session.upload("closed/new", 1), lambda: session.upload("closed/a/new", 1),
-            lambda: session.upload("fixed/new", 1), lambda: session.upload("fixed/a/new", 1),
+            lambda: session.upload("closed/new", 1).open(), lambda: session.upload("closed/a/new", 1).open(),
+            lambda: session.upload("fixed/new", 1).open(), lambda: session.upload("fixed/a/new", 1).open(),
             lambda: session.delete("fixed/file"), lambda: session.delete("closed/file"),
             lambda: session.move("fixed/file", "here"), lambda: session.move("open/file", "fixed/file~2"),
             lambda: LocalStorage(root=str(folder / "closed/x")).open(),
@@ -316,7 +316,7 @@ def test_a_root_that_goes_away(root: Path, session: LocalSession) -> None:
     upload = begin(session, "d/file", b"data")
     shutil.rmtree(root)
     attempts: list[Callable[[], object]] = [
-        lambda: session.upload("x", 1), lambda: session.upload("d/e/x", 1), lambda: list(session.scan()),
+        lambda: session.upload("x", 1).open(), lambda: session.upload("d/e/x", 1).open(), lambda: list(session.scan()),
         lambda: session.stat("d/file"), lambda: session.move("a", "b/c"), lambda: session.delete("a"),
         session.free_bytes, upload.commit,
     ]  # fmt: skip
@@ -433,12 +433,13 @@ def test_a_link_planted_at_the_temporary_name(tmp_path: Path, root: Path, sessio
     outside = tmp_path / "outside"
     outside.write_bytes(b"untouched")
     upload = session.upload("file", 1, key="k")
+    upload.open()
     (staged,) = root.iterdir()
     upload.abort()
     staged.symlink_to(outside)
     for resume in (False, True):
         with pytest.raises(OnblockError):
-            session.upload("file", 1, key="k", resume=resume)
+            session.upload("file", 1, key="k", resume=resume).open()
     assert outside.read_bytes() == b"untouched"
 
 
@@ -535,7 +536,7 @@ def test_a_folder_where_a_file_should_go(root: Path, session: LocalSession) -> N
 def test_a_file_where_a_folder_should_go(root: Path, session: LocalSession) -> None:
     (root / "name").write_bytes(b"data")
     attempts: list[Callable[[], object]] = [
-        lambda: session.upload("name/file", 1), lambda: session.upload("name/a/b/file", 1),
+        lambda: session.upload("name/file", 1).open(), lambda: session.upload("name/a/b/file", 1).open(),
         lambda: session.move("name", "name/file"), lambda: list(session.scan("name")),
         lambda: session.stat("name/x"), lambda: session.delete("name/x"),
     ]  # fmt: skip
@@ -548,7 +549,7 @@ def test_a_file_where_a_folder_should_go(root: Path, session: LocalSession) -> N
 
 def test_a_path_longer_than_the_system_takes(root: Path, session: LocalSession) -> None:
     path = "/".join(["x" * 250] * 20)
-    for attempt in (lambda: session.upload(path, 1), lambda: session.stat(path), lambda: session.read(path)):
+    for attempt in (lambda: session.upload(path, 1).open(), lambda: session.stat(path), lambda: session.read(path)):
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert "shorten" in caught.value.todo

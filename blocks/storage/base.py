@@ -198,15 +198,20 @@ class Session(ABC):
         """Where the file lies on this machine, for programs that read it by themselves; None if it does not."""
         return None
 
-    def push(self, files: Sequence[tuple[str, Upload]], moved: Callable[[int], object], stop: Event) -> None:
-        """Fill many uploads at once, each from a local file. They are proven and committed as if written; what failed
-        raises at its `digest` or `commit`. `moved(bytes)` tells progress. Raises Cancelled within 2 s of `stop`."""
+    def push(
+        self, files: Sequence[tuple[str, Upload]], moved: Callable[[int], object], stop: Event
+    ) -> list[str | None]:
+        """Fill many new uploads at once, each from a local file, to be proven and committed as if they were written.
+
+        Of each the SHA-256 as it was read; "" if nobody took it; None if it did not go as usual, or the file has another
+        size or time than its upload: abort that one and send the file by itself, which tells why. `moved(bytes)` tells progress. Raises Cancelled within 2 s of `stop`.
+        """
         raise NotImplementedError  # asked for only where features.bulk_push
 
     def pull(
         self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
     ) -> list[OnblockError | None]:
-        """Fetch many files at once, (path, local file to make) each; the failure of each. As `push` otherwise."""
+        """Fetch many files at once, (path, local file to make) each; the failure of each. Otherwise as `push`."""
         raise NotImplementedError  # asked for only where features.bulk_pull
 
     @abstractmethod

@@ -10,21 +10,25 @@ failures of one file system are one subject.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator
 
 from blocks import names
 from blocks.errors import (
+    Cancelled,
     ConfigError,
     Conflict,
     Corrupt,
@@ -37,7 +41,9 @@ from blocks.errors import (
     SourceVanished,
     UnknownError,
 )  # fmt: skip
+from blocks.storage import copier
 from blocks.storage.base import Features, FileInfo, Reader, Session, Storage, Upload, aligned_buffer
+from blocks.storage.copier import Copier
 from blocks.storage.posix import (
     clear_direct,
     drop_cache,
@@ -51,8 +57,12 @@ from blocks.storage.posix import (
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
 
+log = logging.getLogger("onblock.storage")
+
 DIRECT_FROM = 8 << 20
 """Files of this many bytes and more bypass the page cache."""
+SMALL = copier.LARGEST
+"""Files below this size are copied by a program of their own where there are many, and written with one call."""
 BLOCK = 4096
 """Alignment of O_DIRECT: the largest logical block of disks in use."""
 
@@ -154,7 +164,7 @@ class LocalSession(Session):
 
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        mtime_set=True, byte_names=True,
+        mtime_set=True, byte_names=True, bulk_push=True,
     )  # fmt: skip
 
     def __init__(self, root: str, *, direct: bool = True):
@@ -162,7 +172,8 @@ class LocalSession(Session):
         self.direct = direct
         self._prefix = root.rstrip("/") + "/"
         self._unsynced: set[str] = set()  # folders with new folders in them
-        self.buffer = aligned_buffer(256 << 10)  # for small files read back; a session has one user at a time
+        self._copier = Copier()
+        self.buffer = aligned_buffer(SMALL)  # for small files read back; a session has one user at a time
 
     def at(self, path: str) -> str:
         """The absolute path of a legal relative one."""
@@ -299,20 +310,47 @@ class LocalSession(Session):
         journal: str = "",
         mtime_ns: int | None = None,
     ) -> LocalUpload:
-        final = self.at(path)
-        staged = names.temporary(path, key)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if resume else os.O_TRUNC)
+        final, full = self.at(path), self._prefix + names.temporary(path, key)
         direct = self.direct and size >= DIRECT_FROM
-        full = self._prefix + staged
+        upload = LocalUpload(self, path, final, full, size, mtime_ns, direct=direct, resume=resume)
+        if size >= SMALL or resume:  # small new files are opened when they are written: `push` may do that elsewhere
+            upload.open()
+        return upload
+
+    def open_staged(self, path: str, full: str, flags: int, *, direct: bool) -> int:
+        """Open a temporary file, and make its folders."""
+        flags |= os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             try:
-                fd = open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+                return open_direct(full, flags) if direct else os.open(full, flags, 0o666)
             except FileNotFoundError:
                 self._make_folders(os.path.dirname(full))
-                fd = open_direct(full, flags) if direct else os.open(full, flags, 0o666)
+                return open_direct(full, flags) if direct else os.open(full, flags, 0o666)
         except OSError as error:
             raise os_failure(error, "cannot write there", path) from error
-        return LocalUpload(self, path, final, full, fd, mtime_ns, direct=direct, resume=resume)
+
+    def push(
+        self, files: Sequence[tuple[str, Upload]], moved: Callable[[int], object], stop: Event
+    ) -> list[str | None]:
+        uploads = [u for _, u in files if isinstance(u, LocalUpload)]
+        with contextlib.suppress(OSError):  # whoever sends the files of that folder singly hears why
+            for folder in {u.folder for u in uploads}:
+                self._make_folders(folder)
+        wanted = [(source, u.staged, u.size, u.mtime_ns) for (source, _), u in zip(files, uploads, strict=True)]
+        found: list[str | None] = []
+        try:
+            for page in self._copier.copy(wanted):
+                moved(sum(u.size for u in uploads[len(found) : len(found) + len(page)]))
+                found += page
+                if stop.is_set():
+                    self._copier.close()
+                    raise Cancelled("stopped while it was copied")
+        except EOFError as error:
+            log.warning("%s: what it had to copy is sent singly", error)
+            found += [None] * (len(files) - len(found))
+        for upload, sha256 in zip(uploads, found, strict=True):
+            upload.filled(sha256)
+        return found
 
     def discard(self, path: str, key: str, journal: str = "") -> None:
         self.at(path)
@@ -344,18 +382,19 @@ class LocalSession(Session):
             for upload in mine:
                 upload.seal()
             self._unsynced.clear()
-            sync_filesystems({os.path.dirname(u.staged) for u in mine})
+            sync_filesystems({u.folder for u in mine})
             for upload in mine:
                 upload.mark_durable()
+            renamed = self._rename_all(mine)
         except OnblockError as error:
             return [error for _ in uploads]
         except OSError as error:
             return [os_failure(error, "cannot make the files durable", u.path) for u in uploads]
         folders: set[str] = set()
-        for upload in mine:
+        for upload, moved in zip(mine, renamed, strict=True):
             try:
-                done.append(upload.rename(None, replace=False))
-                folders.add(os.path.dirname(upload.final))
+                done.append(upload.path if moved else upload.rename(None, replace=False))
+                folders.add(upload.folder)
             except OnblockError as error:
                 done.append(error)
         try:
@@ -367,6 +406,16 @@ class LocalSession(Session):
         except OSError as error:
             failure = os_failure(error, "cannot make the folder durable", self.root)
             done = [failure if isinstance(d, str) else d for d in done]
+        return done
+
+    def _rename_all(self, uploads: list[LocalUpload]) -> list[bool]:
+        """Which of the staged files have their final names now; the others are renamed one by one, which tells why."""
+        done: list[bool] = []
+        try:
+            for page in self._copier.rename([(u.staged, u.final) for u in uploads]):
+                done += page
+        except EOFError as error:
+            raise UnknownError("the program that gives files their final names died", path=self.root) from error
         return done
 
     def _make_folders(self, folder: str) -> None:
@@ -409,6 +458,9 @@ class LocalSession(Session):
             sync_folder(os.path.dirname(full))
         except OSError as error:
             raise os_failure(error, "cannot move it", path) from error
+
+    def close(self) -> None:
+        self._copier.close()
 
     def free_bytes(self) -> int:
         try:
@@ -458,18 +510,36 @@ class LocalUpload(Upload):
     """One file under its temporary name."""
 
     def __init__(
-        self, session: LocalSession, path: str, final: str, staged: str, fd: int, mtime_ns: int | None, *,
+        self, session: LocalSession, path: str, final: str, staged: str, size: int, mtime_ns: int | None, *,
         direct: bool, resume: bool,
     ):  # fmt: skip
-        self.path, self.final, self.staged = path, final, staged
-        self._session, self._fd, self._mtime = session, fd, mtime_ns
-        self._durable = False
-        self._direct = direct and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
-        if resume:
+        self.path, self.final, self.staged, self.size, self.mtime_ns = path, final, staged, size, mtime_ns
+        self._session, self._fd = session, -1
+        self._direct, self._resume = direct, resume
+        self._durable = self._sealed = False
+        self._sha256: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the file is staged and gets its final name."""
+        return self.final.rpartition("/")[0] or "/"
+
+    def open(self) -> None:
+        """Begin, or go on with what is there."""
+        flags = os.O_CREAT | (0 if self._resume else os.O_TRUNC)
+        self._fd = fd = self._session.open_staged(self.path, self.staged, flags, direct=self._direct)
+        self._direct = self._direct and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        if self._resume:
             self.offset = os.lseek(fd, 0, os.SEEK_END)
             self._go_on_at(self.offset)
 
+    def filled(self, sha256: str | None) -> None:
+        """The file was copied and read back elsewhere, with this SHA-256; or it was not."""
+        self._sha256, self._sealed = sha256, sha256 is not None
+
     def write(self, chunk: memoryview) -> None:
+        if self._fd < 0:
+            self.open()
         view, fd = chunk, self._fd
         try:
             while len(view):
@@ -484,6 +554,11 @@ class LocalUpload(Upload):
             raise os_failure(error, "cannot write it", self.path) from error
 
     def digest(self, *, fresh: bool = False) -> str | None:
+        if self._sha256 is not None and not fresh:
+            return self._sha256
+        if self._fd < 0:
+            self._resume = self._sealed
+            self.open()
         if not fresh and not self._direct:  # a small file is read back with one call
             buffer = self._session.buffer
             try:
@@ -524,11 +599,14 @@ class LocalUpload(Upload):
             clear_direct(self._fd)
 
     def seal(self) -> None:
+        if self._fd < 0 and not self._sealed:
+            self.open()  # an empty file, never written
+        self._sealed = True
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                if self._mtime is not None:
-                    os.utime(fd, ns=(self._mtime, self._mtime))
+                if self.mtime_ns is not None:
+                    os.utime(fd, ns=(self.mtime_ns, self.mtime_ns))
             except OSError as error:
                 raise os_failure(error, "cannot set its time", self.path) from error
             finally:
@@ -542,7 +620,7 @@ class LocalUpload(Upload):
                 self._durable = True
             self._session.sync_new_folders()
             name = self.rename(path, replace=replace)
-            sync_folder(os.path.dirname(self.final))
+            sync_folder(self.folder)
         except OSError as error:
             raise os_failure(error, "cannot make the file durable", self.path) from error
         return name
@@ -568,14 +646,14 @@ class LocalUpload(Upload):
 
     def keep(self) -> None:
         try:
-            self._mtime = None  # the time is set when the file is whole
+            self.mtime_ns = None  # the time is set when the file is whole
             self.seal()
             sync_file(self.staged)
         except OSError as error:
             raise os_failure(error, "cannot keep the part", self.path) from error
 
     def abort(self) -> None:
-        self._mtime = None
+        self.mtime_ns, self._sealed = None, True
         try:
             self.seal()
             os.unlink(self.staged)

@@ -33,6 +33,8 @@ CHUNK = 4 << 20
 """Bytes of a large file on their way at a time: one chunk is hashed while it is written."""
 
 
+BULK = 8
+"""From so many small files on, a destination that can takes them at once."""
 SOURCE = -1
 """Stands for the source where ways are counted."""
 
@@ -45,6 +47,9 @@ class Staged(NamedTuple):
     upload: Upload
     sha256: str
     verified_by: str | None
+
+
+Todo = tuple[FileInfo, list[Leg]]
 
 
 class Delivery:
@@ -76,8 +81,7 @@ class Delivery:
             with ExitStack() as stack:
                 self._source = stack.enter_context(run.pool.session(self.job.source))
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
-                with run.turn if len(shipment.items) > 1 and not self._far() else nullcontext():
-                    staged = self._stage_all()
+                staged = self._stage_all()
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
                     for number, session in enumerate(self._sessions):
@@ -100,19 +104,79 @@ class Delivery:
     # -- staging ----------------------------------------------------------------------------------------------------
 
     def _stage_all(self) -> list[Staged]:
-        staged: list[Staged] = []
-        for file, legs in self.shipment.items:
-            mine = []
+        todo = [
+            (file, mine)
+            for file, legs in self.shipment.items
+            if (mine := [leg for leg in legs if leg.row_id in self._claims])
+        ]
+        staged, todo = self._push(todo)
+        for file, legs in todo:
+            reachable = []
             for leg in legs:
                 if SOURCE in self._away:
                     self._fail(leg, self._away[SOURCE], "read")
                 elif leg.way in self._away:
                     self._fail(leg, self._away[leg.way], "write")
-                elif leg.row_id in self._claims:
-                    mine.append(leg)
-            if mine:
-                staged += self._stage(file, mine)
+                else:
+                    reachable.append(leg)
+            if reachable:
+                staged += self._stage(file, reachable)
         return staged
+
+    def _push(self, todo: list[Todo]) -> tuple[list[Staged], list[Todo]]:
+        """Stage many small local files at once where the destination can; those, and what is to be sent singly."""
+        if len(todo) < BULK or len(self._sessions) > 1 or not self._sessions[0].features.bulk_push:
+            return [], todo
+        session, source = self._sessions[0], self._source
+        files: list[tuple[str, Upload]] = []
+        pushed: list[tuple[FileInfo, Leg]] = []
+        rest: list[Todo] = []
+        for file, legs in todo:
+            local = source.local_path(file.path) if file.size < SMALL else None
+            if local is None:
+                rest.append((file, legs))
+                continue
+            try:
+                upload = self._begin(file, legs[0])
+            except OnblockError as error:
+                self._fail(legs[0], error, "write")
+                continue
+            files.append((local, upload))
+            pushed.append((file, legs[0]))
+        staged: list[Staged] = []
+        for (file, leg), (_, upload), sha256 in zip(
+            pushed, files, session.push(files, lambda n: None, self.run.stop), strict=True
+        ):
+            if sha256 is None:
+                self._abort(leg.row_id)
+                rest.append((file, [leg]))
+                continue
+            try:
+                staged += self._prove(file, leg, upload, sha256)
+            except HashMismatch:
+                self._abort(leg.row_id)
+                rest.append((file, [leg]))
+        return staged, rest
+
+    def _begin(self, file: FileInfo, leg: Leg) -> Upload:
+        session, attempt = self._sessions[leg.way], self._claims[leg.row_id].attempt
+        discard_staged(session, leg.dest_path, file.path, file.version, attempt)
+        upload = self._uploads[leg.row_id] = session.upload(
+            leg.dest_path, file.size, key=staging_key(file.path, file.version, attempt), mtime_ns=file.mtime_ns
+        )
+        return upload
+
+    def _prove(self, file: FileInfo, leg: Leg, upload: Upload, sha256: str) -> list[Staged]:
+        """The staged file, if what arrived is what was read. Raises HashMismatch; other failures are accounted for."""
+        try:
+            verified_by = prove(upload, sha256, self.job.verify)
+            upload.seal()
+        except HashMismatch:
+            raise
+        except OnblockError as error:
+            self._fail(leg, error, "verify")
+            return []
+        return [Staged(leg, file, upload, sha256, verified_by)]
 
     def _stage(self, file: FileInfo, legs: list[Leg], *, again: bool = False) -> list[Staged]:
         """Read one file once and stage it at its destinations."""
@@ -121,13 +185,8 @@ class Delivery:
         try:
             with self._source.read(file.path) as reader:
                 for leg in legs:
-                    session, attempt = self._sessions[leg.way], self._claims[leg.row_id].attempt
                     try:
-                        discard_staged(session, leg.dest_path, file.path, file.version, attempt)
-                        self._uploads[leg.row_id] = session.upload(
-                            leg.dest_path, file.size, key=staging_key(file.path, file.version, attempt),
-                            mtime_ns=file.mtime_ns,
-                        )  # fmt: skip
+                        self._begin(file, leg)
                         open_legs.append(leg)
                     except OnblockError as error:
                         self._fail(leg, error, "write")
@@ -141,13 +200,12 @@ class Delivery:
                 self._fail(leg, error, "read")
             return []
 
-        staged, mismatched = [], []
+        staged: list[Staged] = []
+        mismatched: list[Leg] = []
         for leg in open_legs:
             upload = self._uploads[leg.row_id]
             try:
-                verified_by = prove(upload, sha256, self.job.verify)
-                upload.seal()
-                staged.append(Staged(leg, file, upload, sha256, verified_by))
+                staged += self._prove(file, leg, upload, sha256)
             except HashMismatch as error:
                 if again:
                     self._fail(leg, error, "verify")
@@ -155,8 +213,6 @@ class Delivery:
                     log.warning("%s: sent once more", error)
                     self._abort(leg.row_id)
                     mismatched.append(leg)
-            except OnblockError as error:
-                self._fail(leg, error, "verify")
         if mismatched:
             staged += self._stage(file, mismatched, again=True)
         return staged
