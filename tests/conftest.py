@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from tests.servers import postgres
 
-pytest_plugins = ["tests.servers.fixtures", "tests.servers.rclone"]
+pytest_plugins = ["tests.servers.fixtures", "tests.servers.hdfs_fixtures", "tests.servers.rclone"]
 
 settings.register_profile("onblock", deadline=None, print_blob=True, database=None)
 settings.register_profile("ci", settings.get_profile("onblock"), derandomize=True)

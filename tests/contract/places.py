@@ -28,6 +28,8 @@ from blocks.storage.rclone import RcloneStorage
 class Place(ABC):
     """A storage, empty at first, and a look behind its back. Paths are relative, as in the contract."""
 
+    many = 1200
+    """Files in a listing that should not fit one page of it; fewer where `put` is dear."""
     puts_mtime = False
     """Whether `put` can set the time that a scan shows."""
 
@@ -49,6 +51,10 @@ class Place(ABC):
     @abstractmethod
     def remove(self, path: str) -> None:
         """Take a file away."""
+
+    def holds(self, path: str) -> bool:
+        """Whether the far side can hold a file of this legal name; if not, ConfigError says so."""
+        return True
 
     def flip(self, path: str, position: int) -> None:
         """Change one byte of a file where it lies, as a bad disk does."""

@@ -43,7 +43,7 @@ def test_scan_of_a_folder_gives_paths_from_the_root(place: Place, session: Sessi
 
 
 def test_scan_of_many(place: Place, session: Session) -> None:
-    names = {f"d{n % 13}/e{n % 3}/f{n:04}" for n in range(1200)}
+    names = {f"d{n % 13}/e{n % 3}/f{n:04}" for n in range(place.many)}
     for name in names:
         place.put(name, b"")
     assert listing(session) == names
