@@ -102,8 +102,10 @@ class Sshd(Server):
             f"SetEnv LD_PRELOAD={_WRAPPER} {wrapper}",  # `scp -t` asks for the name of its own uid
         ]  # fmt: skip
         if self.options.get("sftp") != "no":
-            lines += ["Subsystem sftp internal-sftp", "Match User sftponly", "ForceCommand internal-sftp"]
-            lines += ["Match User bare", f"ForceCommand internal-sftp -P {EXTENSIONS}"]
+            # not internal-sftp where files are counted: the wrapper in it rewinds what has the number of a file it had open
+            server = program("sftp-server", "/usr/lib/openssh")
+            lines += [f"Subsystem sftp {server}", f"Match User bare\nForceCommand {server} -P {EXTENSIONS}"]
+            lines += ["Match User sftponly,noshell\nForceCommand internal-sftp"]
         return "\n".join(lines) + "\n"
 
     def kill(self) -> None:
