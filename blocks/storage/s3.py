@@ -50,6 +50,10 @@ _FORM = {"anyOf": [
 ]}  # fmt: skip
 
 
+def _clear(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""
+
+
 def _schema(schema: dict[str, Any], model: type[Block]) -> None:
     """The schema of a block, where all that is inside `credentials` counts as secret."""
     inherited: Any = Block.model_config.get("json_schema_extra")
@@ -90,8 +94,8 @@ class S3Storage(Storage):
         description="Access key, in place of `credentials`. With neither, what boto3 finds on the machine is used; "
         "`anonymous` signs nothing.",
     )
-    secret_key: SecretStr = Field(default=SecretStr(""), description="Secret that belongs to `access_key`.")
-    session_token: SecretStr = Field(default=SecretStr(""), description="Token of a temporary `access_key`.")
+    secret_key: SecretStr | None = Field(default=None, description="Secret that belongs to `access_key`.")
+    session_token: SecretStr | None = Field(default=None, description="Token of a temporary `access_key`.")
     verify_tls: bool = Field(default=True, description="Check the server's certificate. Off, anybody may answer.")
     ca_file: str = Field(
         default="", description="File with the certificates (PEM) to trust, for a server of one's own."
@@ -151,7 +155,7 @@ class S3Storage(Storage):
         preset = PRESETS[self.preset]
         if self.credentials is not None and self.access_key:
             raise ValueError("give either `credentials` or `access_key`")
-        if self.access_key not in ("", "anonymous") and not self.secret_key.get_secret_value():
+        if self.access_key not in ("", "anonymous") and not _clear(self.secret_key):
             raise ValueError("`access_key` needs a `secret_key`")
         if bool(self.object_lock_mode) != bool(self.object_lock_days):
             raise ValueError("`object_lock_mode` and `object_lock_days` go together")
@@ -218,7 +222,7 @@ class S3Storage(Storage):
         if self.access_key == "anonymous":
             return lambda: Keys("", "")
         if self.access_key:
-            fixed = Keys(self.access_key, self.secret_key.get_secret_value(), self.session_token.get_secret_value())
+            fixed = Keys(self.access_key, _clear(self.secret_key), _clear(self.session_token))
             return lambda: fixed
         import botocore.exceptions
 

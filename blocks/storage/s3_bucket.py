@@ -40,6 +40,7 @@ class Ability:
     """What a server turned out to be able to do; shared by the sessions of a block."""
 
     checksums: bool | None
+    backslashes: bool = True  # SeaweedFS takes one for a slash
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ class Bucket:
                 f"its key would be {size} bytes long; S3 takes 1,024", path=path,
                 remedy="shorten it with the job's `path` template, or the block's `prefix`",
             )  # fmt: skip
+        if "\\" in key and not self.ability.backslashes:
+            raise ConfigError(
+                "this server takes a backslash for a slash, and would keep it under another name", path=path,
+                remedy="rename it with the job's `path` template",
+            )  # fmt: skip
         return key
 
     def marker(self, path: str, key: str) -> str:
@@ -154,7 +160,9 @@ class Bucket:
         """Whether server, bucket and keys are right. A key that may only write passes."""
         try:
             with self.wire() as wire:
-                wire.ask("GET", query={"list-type": "2", "max-keys": "1", "prefix": self.rules.prefix}, tries=2)
+                query = {"list-type": "2", "max-keys": "1", "prefix": self.rules.prefix}
+                answer = wire.ask("GET", query=query, tries=2)
+            self.ability.backslashes = "seaweedfs" not in answer.headers.get("server", "").lower()
         except FAILURES as error:
             if isinstance(error, Refused) and error.code == "AccessDenied":
                 return

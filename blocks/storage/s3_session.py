@@ -47,7 +47,7 @@ class S3Session(Session):
         for key, size, mtime_ns, etag in self._bucket.listing(below):
             found = True
             name = key.removeprefix(self._prefix)
-            if name.endswith("/") or not name or names.TEMPORARY.search(name):
+            if name.endswith("/") or not name or names.TEMPORARY.match(name.rpartition("/")[2]):
                 continue  # the mark of an empty folder; our own
             folder = name.rpartition("/")[0]
             if not self._enter(folder, path, folders, enter):
@@ -219,7 +219,7 @@ class S3Session(Session):
                 break
         # MinIO lists them only by their whole key: there, our own small objects tell
         for key, size, mtime_ns, _ in self._bucket.listing(self._prefix):
-            ours = names.TEMPORARY.search(key) and size < 4096 and mtime_ns / 1e9 < before
+            ours = names.TEMPORARY.match(key.rpartition("/")[2]) and size < 4096 and mtime_ns / 1e9 < before
             if ours and (noted := parse_journal(self._bucket.read_marker(key, key))):
                 yield Abandoned(noted[3], noted[2], mtime_ns / 1e9, key)
 

@@ -10,6 +10,7 @@ import pytest
 from blocks.storage.base import Session
 from tests.contract import hdfs_place as _hdfs_place  # noqa: F401  registers its places
 from tests.contract import s3_place as _s3_place  # noqa: F401
+from tests.contract import s3_place as _s3_place  # noqa: F401
 from tests.contract.places import PLACES, Place
 
 

@@ -30,6 +30,8 @@ class Place(ABC):
 
     many = 1200
     """Files in a listing that should not fit one page of it; fewer where `put` is dear."""
+    sequences = 60
+    """Runs of the test of any sequence; fewer where a request is dear."""
     puts_mtime = False
     """Whether `put` can set the time that a scan shows."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.servers import sshd as openssh
 from tests.servers.faultproxy import FaultProxy
+from tests.servers.s3 import OldMinIO, SeaweedFS
 from tests.servers.sshd import Sshd
 
 
@@ -52,3 +53,17 @@ def sshd_small() -> Iterator[Sshd]:
 def mortal_sshd() -> Iterator[Sshd]:
     """One of the test's own, to be killed and started again."""
     yield from _sshd()
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """One SeaweedFS: S3 with checksums and conditional writes."""
+    with TemporaryDirectory(prefix="onblock-s3-") as folder, SeaweedFS(Path(folder, "server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def old_minio() -> Iterator[OldMinIO]:
+    """One MinIO of 2021: S3 without either."""
+    with TemporaryDirectory(prefix="onblock-minio-") as folder, OldMinIO(Path(folder, "server")) as server:
+        yield server

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-
-import boto3
-from botocore.config import Config
 
 from tests.servers.base import LOOPBACK, Server, free_port, program
 
@@ -36,17 +34,20 @@ class _S3(Server):
 
     def client(self, **options: Any) -> Any:
         """boto3's client: another hand than ours."""
+        import boto3  # takes a while to load
+        from botocore.config import Config
+
         return boto3.client(
             "s3", endpoint_url=options.pop("endpoint", self.info["endpoint"]), region_name=REGION,
             aws_access_key_id=self.info["access_key"], aws_secret_access_key=self.info["secret_key"],
             config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, **options),
         )  # fmt: skip
 
-    def new_bucket(self) -> str:
-        """A bucket of one's own."""
-        name = f"b{secrets.token_hex(6)}"
-        self.client().create_bucket(Bucket=name)
-        return name
+    @functools.cached_property
+    def bucket(self) -> str:
+        """A bucket for all: SeaweedFS gives each one volumes of its own, which takes time and room."""
+        self.client().create_bucket(Bucket="bucket")
+        return "bucket"
 
 
 class SeaweedFS(_S3):
