@@ -2,15 +2,19 @@
 
 from blocks.storage.base import Storage
 from blocks.storage.local import LocalStorage
+from blocks.storage.s3 import S3Storage
+from blocks.storage.scp import ScpStorage
 from blocks.storage.sftp import SftpStorage
 from blocks.storage.webhdfs import WebHdfsStorage
 
-AnyStorage = LocalStorage | SftpStorage | WebHdfsStorage
+AnyStorage = LocalStorage | SftpStorage | ScpStorage | S3Storage | WebHdfsStorage
 STORAGES: dict[str, type[Storage]] = {
     "local-storage": LocalStorage,
     "sftp-storage": SftpStorage,
+    "scp-storage": ScpStorage,
+    "s3-storage": S3Storage,
     "webhdfs-storage": WebHdfsStorage,
 }
 """By the `type` that a JOB.yaml gives: the slug of the block type."""
 
-__all__ = ["STORAGES", "AnyStorage", "LocalStorage", "SftpStorage", "WebHdfsStorage"]
+__all__ = ["STORAGES", "AnyStorage", "LocalStorage", "S3Storage", "ScpStorage", "SftpStorage", "WebHdfsStorage"]
