@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from blocks.storage.base import Storage
+from blocks.storage.hadoop_cli import HadoopCliStorage
 from blocks.storage.webhdfs import WebHdfsStorage
-from tests.contract.places import Place, place
+from tests.contract.places import SAMPLES, Place, place
 from tests.servers.hdfs import Hdfs
 
 _numbers = itertools.count()
@@ -97,3 +98,22 @@ def webhdfs(request: pytest.FixtureRequest) -> Iterator[Place]:
     root = new_root(cluster)
     storage = WebHdfsStorage(namenodes=[cluster.info["url"]], root=root, user=cluster.info["user"])
     yield HdfsPlace(storage, cluster, root)
+
+
+@place("hadoop-cli")
+def hadoop_cli(request: pytest.FixtureRequest) -> Iterator[Place]:
+    cluster: Hdfs = request.getfixturevalue("hdfs_cluster")
+    root = new_root(cluster)
+    storage = HadoopCliStorage(program=cluster.info["hadoop"], root=root)
+    yield HdfsPlace(storage, cluster, root)
+
+
+SAMPLES["hadoop-cli"] = {
+    "test_a_hostile_name_goes_all_the_way", "test_an_illegal_name_is_refused_by_every_method",
+    "test_scan_enters_only_where_it_may",
+    "test_read_from_an_offset", "test_read_of_what_is_not_there",
+    "test_what_is_sent_arrives", "test_conflict_then_replace", "test_keep_and_resume",
+    "test_rewind", "test_one_key_takes_over_from_another", "test_delete_takes_no_folder", "test_move_never_overwrites",
+    "test_push_of_what_does_not_go", "test_pull",
+}  # fmt: skip
+"""Each call is a JVM. What these leave out, all names among it, is in `tests/storage/test_hadoop_cli.py`."""

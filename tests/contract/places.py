@@ -109,6 +109,8 @@ class FolderPlace(Place):
 
 Factory = Callable[[pytest.FixtureRequest], Iterator[Place]]
 PLACES: dict[str, Factory] = {}
+SAMPLES: dict[str, set[str]] = {}
+"""Places where each call is dear run these tests alone, each with one of its parameters."""
 
 
 def place(name: str) -> Callable[[Factory], Factory]:
