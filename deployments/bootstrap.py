@@ -208,13 +208,16 @@ def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> N
     ]:
         if storage._block_document_id is None:
             save_inline(storage, block_name(job.name, role), report)
-    plain = job.model_dump(mode="json", exclude_unset=True, exclude={"source", "destinations"})
+    plain = job.model_dump(mode="json", exclude_unset=True, exclude={"source", "destination", "more_destinations"})
     entry = {
         "name": job.name,
         "entrypoint": ENTRYPOINT,
         "description": f"{job.source.place()} to {', '.join(d.place() for d in job.destinations)}",
         "tags": ["onblock"],
-        "parameters": {"job": {**plain, "source": _ref(job.source), "destinations": [_ref(d) for d in job.destinations]}},
+        "parameters": {"job": {
+            **plain, "source": _ref(job.source), "destination": _ref(job.destination),
+            "more_destinations": [_ref(d) for d in job.more_destinations],
+        }},
         "schedules": [job.schedule.model_dump()] if job.schedule else [],
     }  # fmt: skip
     deploy(client, entry, report)
@@ -333,7 +336,8 @@ def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> set[s
 
     job = parameters.get("job")
     if isinstance(job, dict):
-        storages = [job.get("source"), job.get("destination"), *(job.get("destinations") or [])]
+        several = [*(job.get("more_destinations") or []), *(job.get("destinations") or [])]
+        storages = [job.get("source"), job.get("destination"), *several]
         if not all(s is None or (isinstance(s, dict) and set(s) == {"$ref"}) for s in storages):
             raise ConfigError(
                 "a storage is written out in the parameters, where anybody can read its secrets",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from blocks.errors import OnblockError
 from blocks.home import home
+from blocks.storage import LocalStorage
 from flows.ledger import Ledger
 from flows.ledger.store import default_url
 from flows.transfer.job import TransferJob, load_job
@@ -114,7 +115,7 @@ def _tools() -> list[Check]:
 def _storages(job: TransferJob) -> list[Check]:
     checks = []
     for role, storage in (("source", job.source), *(("destination", d) for d in job.destinations)):
-        if role == "destination" and getattr(storage, "create_root", False) and not Path(storage.root).exists():
+        if isinstance(storage, LocalStorage) and storage.create_root and not Path(storage.root).exists():
             checks.append(Check(role, True, f"{storage.place()} will be made"))
             continue
         try:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from blocks import names
 from blocks.errors import ConfigError, OnblockError
-from blocks.storage import LocalStorage
+from blocks.storage import STORAGES, LocalStorage
 from blocks.storage.base import FileInfo
 from flows.transfer.job import TOKENS, Duration, Target, TransferJob, compile_pattern, load_job
 from tests.contract.data import BYTES, HOSTILE
@@ -158,6 +158,12 @@ BAD: dict[str, tuple[dict[Any, Any], str, str]] = {
     "no destination": ({"destination": None}, "destination", ""),
     "no destinations": ({"destinations": []}, "destination", ""),
     "both": ({"destinations": [OTHER]}, "destination", "both"),
+    "too many destinations": (
+        {"more_destinations": [{**OTHER, "root": f"/d{n}"} for n in range(8)]},
+        "more_destinations",
+        "7",
+    ),
+    "a further destination of no type": ({"more_destinations": [{"root": "/x"}]}, "more_destinations.0", "type"),
     "source and destination are the same": ({"source": {"type": "local-storage", "root": "/data/"}}, "source", "same"),
     "source is a number": ({"source": 7}, "source", ""),
     "source is a list": ({"source": [OTHER]}, "source", ""),
@@ -191,6 +197,25 @@ def test_a_bad_job_is_one_clear_error(tmp_path: Path, wrong: str) -> None:
     assert "Traceback" not in said
     assert "pydantic" not in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("several", [[], OTHER, "local-storage/x", None])
+def test_destinations_are_a_list_of_some(tmp_path: Path, several: object) -> None:
+    data = {k: v for k, v in GOOD.items() if k != "destination"}
+    with pytest.raises(ConfigError, match="a list of one or more storages"):
+        load_job(write(tmp_path, {**data, "destinations": several}))
+
+
+def test_the_form_shows_a_selector_for_each_storage() -> None:
+    """Prefect's UI shows a union of blocks as tabs with a selector, but not among the items of a list."""
+    schema = TransferJob.model_json_schema()
+    for key in ("source", "destination"):
+        assert [s["$ref"].rpartition("/")[2] for s in schema["properties"][key]["anyOf"]] == [
+            cls.__name__ for cls in STORAGES.values()
+        ]
+    assert schema["required"] == ["name", "source", "destination"]
+    assert "destinations" not in schema["properties"]
+    assert all(p.get("description") and p.get("title", True) for p in schema["properties"].values())
 
 
 def test_two_same_destinations(tmp_path: Path) -> None:

@@ -150,8 +150,11 @@ class TransferJob(_Form):
     """Names the job in the ledger, which remembers by this name what was delivered: keep it."""
     source: AnyStorage
     """Where the files are."""
-    destinations: list[AnyStorage] = Field(min_length=1, max_length=8)
-    """Where they go. Each file is read once, for all of them. A JOB.yaml may also say `destination:` for one."""
+    destination: AnyStorage
+    """Where they go."""
+    more_destinations: list[AnyStorage] = Field(default=[], max_length=7)
+    """Further places that get the same files, each of which is read once for all of them. Written here as
+    `{"$ref": {"block_document_slug": "TYPE/NAME"}}`; a JOB.yaml may say `destinations:` with all of them."""
     device: str | None = None
     """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`)."""
     folder: str = ""
@@ -183,7 +186,7 @@ class TransferJob(_Form):
     {date} {time} {year} {month} {day} {hour}."""
     manifest: str | None = "checksums.sha256"
     """Name of the list of delivered files and their SHA-256, in the destination, or in the folder that the `path`
-    template begins with if that is the same for the whole run, such as `{flight}/`. Null writes none."""
+    template begins with if that is the same for the whole run, such as `{flight}/`. None (`null` in YAML) writes none."""
     schedule: Schedule | None = None
     """When the job runs by itself, once deployed."""
     shipping: Shipping = Shipping()
@@ -191,13 +194,22 @@ class TransferJob(_Form):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_destination(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "destination" in data:
-            if "destinations" in data:
-                raise ValueError("give `destination` or `destinations`, not both")
+    def _all_destinations(cls, data: Any) -> Any:
+        """`destinations` as the two fields of the form, which shows a list of storages as JSON and one storage as tabs."""
+        if isinstance(data, dict) and "destinations" in data:
             data = dict(data)
-            data["destinations"] = [data.pop("destination")]
+            if {"destination", "more_destinations"} & set(data):
+                raise ValueError("give `destination` or `destinations`, not both")
+            places = data.pop("destinations")
+            if not isinstance(places, list | tuple) or not places:
+                raise ValueError("`destinations` is a list of one or more storages")
+            data["destination"], data["more_destinations"] = places[0], list(places[1:])
         return data
+
+    @property
+    def destinations(self) -> list[AnyStorage]:
+        """Where the files go, all of them."""
+        return [self.destination, *self.more_destinations]
 
     @field_validator("name", "device")
     @classmethod
@@ -402,8 +414,9 @@ def load_job(path: Path | str) -> TransferJob:
         for key in ("source", "destination"):
             if key in data:
                 data[key] = _storage_of(key, data[key])
-        if isinstance(data.get("destinations"), list):
-            data["destinations"] = [_storage_of(f"destinations.{n}", d) for n, d in enumerate(data["destinations"])]
+        for key in ("destinations", "more_destinations"):
+            if isinstance(data.get(key), list):
+                data[key] = [_storage_of(f"{key}.{n}", d) for n, d in enumerate(data[key])]
         return TransferJob.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error), path=str(path)) from error

@@ -58,7 +58,7 @@ def test_the_demo_is_registered_and_deployed(client: SyncPrefectClient) -> None:
     ]
     job = deployment.parameters["job"]
     assert job["source"] == {"$ref": {"block_document_id": block_id(client, "demo-card")}}
-    assert job["destinations"] == [{"$ref": {"block_document_id": block_id(client, "demo-archive")}}]
+    assert job["destination"] == {"$ref": {"block_document_id": block_id(client, "demo-archive")}}
     assert job["schedule"] == {"cron": "30 5 * * *", "timezone": "Europe/Berlin"}
 
 
