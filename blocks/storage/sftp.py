@@ -143,21 +143,19 @@ class SftpSession(Session):
         )  # fmt: skip
 
     def _begin(self) -> Messages:
-        from blocks.storage.ssh import failure
-
-        address = self.storage.address
-        channel = self.connection.channel()
+        remedy = "turn SFTP on at the server, or use scp-storage"
         try:
-            channel.invoke_subsystem("sftp")
-            return Messages(channel)
-        except OnblockError:
+            channel = self.connection.subsystem("sftp")
+        except ConfigError as error:
+            error.todo = remedy
             raise
-        except Exception as error:
-            if self.connection.transport.is_active() and not isinstance(error, TimeoutError):
-                raise ConfigError(
-                    f"{address} offers no SFTP to this account", remedy="turn it on at the server, or use scp-storage"
-                ) from error
-            raise failure(error, f"cannot begin SFTP with {address}") from error
+        with self.telling("cannot begin SFTP"):
+            try:
+                return Messages(channel)
+            except EOFError as error:
+                if not self.connection.transport.is_active():
+                    raise
+                raise ConfigError(f"{self.storage.address} ended SFTP at once", remedy=remedy) from error
 
     def _find_root(self) -> bytes:
         """The root without links, as the server sees it; made if the block says so."""

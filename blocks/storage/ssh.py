@@ -177,14 +177,43 @@ class Connection:
         channel.settimeout(self.storage.io_timeout)
         return channel
 
-    def execute(self, command: str | bytes) -> paramiko.Channel:
-        """Start a command."""
+    def execute(self, command: bytes) -> paramiko.Channel:
+        """Start a command: for the login's shell, so with quoted words."""
         channel = self.channel()
-        try:
+        with self._in_time("cannot run a command"):
             channel.exec_command(command)  # type: ignore[arg-type]  # bytes pass, for names that are no UTF-8
-        except BaseException as error:
-            raise failure(error, f"cannot run a command at {self.address}") from error
         return channel
+
+    def subsystem(self, name: str) -> paramiko.Channel:
+        """Start a subsystem. Raises ConfigError if the server has none of that name for this account."""
+        channel = self.channel()
+        with self._in_time(f"cannot begin {name}"):
+            try:
+                channel.invoke_subsystem(name)
+            except paramiko.SSHException as error:
+                if not self.transport.is_active():
+                    raise
+                raise ConfigError(f"{self.address} offers this account no {name}") from error
+        return channel
+
+    @contextlib.contextmanager
+    def _in_time(self, doing: str) -> Iterator[None]:
+        """For what paramiko waits for without an end: after `io_timeout` the connection is ended, and with it the wait."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self.close()
+
+        timer = threading.Timer(self.storage.io_timeout, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except Exception as error:
+            raise failure(TimeoutError() if late.is_set() else error, f"{doing} at {self.address}") from error
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """End the connection; never waits for the other side."""
@@ -207,7 +236,7 @@ class Shell:
 
     def __init__(self, connection: Connection, prelude: bytes = b""):
         self._mark = b"\0onblock-" + secrets.token_hex(16).encode() + b" "
-        self._channel = connection.execute("sh -s")
+        self._channel = connection.execute(b"sh -s")
         self._channel.sendall(b"LC_ALL=C; export LC_ALL\n" + prelude + b"\n")
 
     def run(self, script: bytes, timeout: float | None = None) -> bytes:
@@ -219,7 +248,7 @@ class Shell:
         channel, mark = self._channel, self._mark
         printed = mark.replace(b"\0", b"\\000")
         channel.sendall(
-            b"(\n" + script + b"\n) </dev/null\nonblock_status=$?\n"
+            b"(:\n" + script + b"\n) </dev/null\nonblock_status=$?\n"
             b"printf '" + printed + b"' >&2\nprintf '" + printed + b"%d\\n' $onblock_status\n"
         )  # fmt: skip
         usual = channel.gettimeout()
