@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from blocks import names
 from blocks.errors import ConfigError, Conflict, NetworkError, NotFound, OnblockError, SourceVanished
@@ -26,6 +26,8 @@ from blocks.storage.webhdfs_wire import Wire, without_token
 
 class WebHdfsStorage(Storage):
     """A folder in HDFS, reached by the WebHDFS interface of its NameNodes."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password by mistake
 
     _block_type_name = "WebHDFS Storage"
     _block_type_slug = "webhdfs-storage"

@@ -70,7 +70,7 @@ class WebHdfsReader(Reader):
             if self._answer.status != 200:
                 failed = bad_answer(self._answer.status, self._answer.read(4096), path)
         except (OSError, http.client.HTTPException) as error:
-            failed = wire.unreachable(error, path)
+            failed = wire.unreachable(error, path, self._connection)
         if failed is not None:
             self.close()
             raise failed
@@ -105,7 +105,7 @@ class WebHdfsReader(Reader):
                 return n
             failed = NetworkError(f"the DataNode stopped at byte {self._at} of {self._size}", path=self.path)
         except (OSError, http.client.HTTPException) as error:
-            failed = self._wire.unreachable(error, self.path)
+            failed = self._wire.unreachable(error, self.path, self._connection)
         raise failed
 
     def _compare(self) -> None:
@@ -155,6 +155,7 @@ class WebHdfsUpload(Upload):
         self._wire, self._mtime = wire, mtime_ns
         self._begun = False  # something lies there
         self._size = 0
+        self._checked = True  # all of it lies there
         self._stream: http.client.HTTPConnection | None = None
         self._proof: _Proof | None = self._new_proof()
 
@@ -223,7 +224,7 @@ class WebHdfsUpload(Upload):
             stream.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except (OSError, http.client.HTTPException) as error:
             stream.close()
-            failed = wire.unreachable(error, self.path)
+            failed = wire.unreachable(error, self.path, stream)
         else:
             self._stream = stream
             return
@@ -282,12 +283,13 @@ class WebHdfsUpload(Upload):
     def _told(self, stream: http.client.HTTPConnection, error: OSError) -> OnblockError:
         """Why the DataNode stopped listening: often it has answered before it closed."""
         if isinstance(error, TimeoutError) or error.errno not in (errno.EPIPE, errno.ECONNRESET):
-            return self._wire.unreachable(error, self.path)
+            return self._wire.unreachable(error, self.path, stream)
         try:
             stream.sock.settimeout(2.0)
-            return self._answer(stream) or self._wire.unreachable(error, self.path)
+            told = self._answer(stream)
         except (OSError, http.client.HTTPException):
-            return self._wire.unreachable(error, self.path)
+            told = None
+        return told or self._wire.over_quota(self.staged, self.path) or self._wire.unreachable(error, self.path, stream)
 
     def _answer(self, stream: http.client.HTTPConnection) -> OnblockError | None:
         """The failure the DataNode tells; None for success."""
@@ -307,11 +309,23 @@ class WebHdfsUpload(Upload):
         except OSError as error:
             failed = self._told(stream, error)
         except http.client.HTTPException as error:
-            failed = self._wire.unreachable(error, self.path)
+            failed = self._wire.unreachable(error, self.path, stream)
         finally:
             stream.close()
         if failed is not None:
             raise failed
+        self._checked = False
+
+    def _check_size(self) -> None:
+        """Whether all that was written lies there: a DataNode of 2.7 says 201 to a file that its quota has cut off."""
+        if self._checked:
+            return
+        length = self._wire.status(self.path, self.staged)["length"]
+        if length != self._size:
+            raise self._wire.over_quota(self.staged, self.path) or NetworkError(
+                f"HDFS has {length} of the {self._size} bytes it took", path=self.path
+            )
+        self._checked = True
 
     def _drop(self) -> None:
         if self._stream is not None:
@@ -326,6 +340,7 @@ class WebHdfsUpload(Upload):
         if not fresh and self._proof is not None and self._begun:
             far = self._wire.far_checksum(self.staged, self.path)
             if self._proof.far.matches(far):
+                self._checked = True
                 return self._proof.sha256.hexdigest()
         return super().digest(fresh=fresh)
 
@@ -334,6 +349,7 @@ class WebHdfsUpload(Upload):
         if not self._begun or not self._size:
             update(memoryview(b""))
             return True
+        self._check_size()
         wire = self._wire
         status = wire.status(self.path, self.staged)
         proof = _Proof(status["blockSize"], wire.crc)
@@ -374,6 +390,7 @@ class WebHdfsUpload(Upload):
             self._open("create")
             self._begun = True
         self._finish()
+        self._check_size()
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
         wire = self._wire
@@ -387,7 +404,8 @@ class WebHdfsUpload(Upload):
         return name
 
     def keep(self) -> None:
-        self._finish()  # nothing more is needed: HDFS has it
+        self._finish()
+        self._check_size()
 
     def abort(self) -> None:
         if self._stream is not None:

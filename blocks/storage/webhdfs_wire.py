@@ -41,6 +41,9 @@ from blocks.storage import kerberos
 from blocks.storage.hdfs_checksum import FarChecksum
 from blocks.storage.hdfs_names import hdfs_path
 
+DEFAULT_BLOCK = 128 << 20
+"""Bytes in a block, where neither the block nor the cluster says otherwise."""
+
 EXCEPTIONS: dict[str, type[OnblockError]] = {
     "FileNotFoundException": NotFound,
     "FileAlreadyExistsException": Conflict, "ParentNotDirectoryException": Conflict,
@@ -74,7 +77,7 @@ MESSAGES: tuple[tuple[str, type[OnblockError]], ...] = (
     (r"Name node is in safe mode|safemode", NetworkError),
     (r"must both be directories|is not a directory|already exists", Conflict),
     (r"Path is not a file|does not exist|is not found", NotFound),
-    (r"Invalid path name|invalid escape sequence|component name .* exceeded", ConfigError),
+    (r"Invalid path name|invalid escape sequence|component name .* exceeded|Path(name)? too long", ConfigError),
     (r"Token .*(expired|can't be found)|token .* is expired", AuthError),
     (r"Permission denied", PermissionRefused),
 )  # fmt: skip
@@ -104,7 +107,7 @@ def classify(exception: str | None, message: str, status: int = 0) -> type[Onblo
     for pattern, kind in MESSAGES:
         if re.search(pattern, message):
             return kind
-    return STATUS.get(status, UnknownError)
+    return STATUS.get(status, UnknownError) if exception is None else UnknownError  # Hadoop says 403 to most
 
 
 def refused(exception: str | None, message: str, path: str, status: int = 0) -> OnblockError:
@@ -267,8 +270,11 @@ class Wire:
             failed.__cause__ = error
         raise failed  # outside: what `requests` raises holds the URL, and with it a token
 
-    def unreachable(self, error: BaseException, path: str) -> OnblockError:
+    def unreachable(
+        self, error: BaseException, path: str, node: http.client.HTTPConnection | None = None
+    ) -> OnblockError:
         """The failure for a connection that did not work; its cause is the innermost, which knows of no URL."""
+        where = f"the DataNode {node.host}:{node.port}" if node is not None else self.where
         root: BaseException | None = error
         seen = {id(error)}
         certificate = isinstance(error, ssl.SSLError)
@@ -283,14 +289,14 @@ class Wire:
         assert root is not None
         if certificate and "certificate" in str(root).lower():
             failed: OnblockError = ConfigError(
-                f"the certificate of {self.where} is not trusted", path=path,
+                f"the certificate of {where} is not trusted", path=path,
                 remedy="give the authority that signed it as `ca_file`",
             )  # fmt: skip
         elif isinstance(root, socket.gaierror):
-            failed = NetworkError(f"the host of {self.where} is not known", path=path)
+            failed = NetworkError(f"the host of {where} is not known", path=path)
         else:
             said = without_token(str(root)) if isinstance(root, OSError | http.client.HTTPException) else ""
-            failed = NetworkError(f"no answer from {self.where}: {said or type(root).__name__}", path=path)
+            failed = NetworkError(f"no answer from {where}: {said or type(root).__name__}", path=path)
         if isinstance(root, OSError) and not isinstance(root, requests.RequestException):
             failed.__cause__ = root
         return failed
@@ -337,7 +343,7 @@ class Wire:
             connection.request("GET", target)
             return b"%41" not in connection.getresponse().read(4096)
         except (OSError, http.client.HTTPException) as error:
-            failed = self.unreachable(error, path)
+            failed = self.unreachable(error, path, connection)
         finally:
             connection.close()
         raise failed
@@ -358,6 +364,24 @@ class Wire:
         self.crc = far.crc or self.crc  # the next file is computed alike
         return far
 
+    def over_quota(self, full: str, path: str) -> OnblockError | None:
+        """DiskFull if a folder above has no room left for one more block: a DataNode does not always tell."""
+        folder = full.rpartition("/")[0]
+        while folder:
+            try:
+                found = self.ask("get_content_summary", folder, path).json()["ContentSummary"]
+            except OnblockError:
+                return None
+            block = (self.storage.block_size or DEFAULT_BLOCK) * (self.storage.replication or 1)
+            if 0 <= found.get("spaceQuota", -1) < found.get("spaceConsumed", 0) + block:
+                return DiskFull(
+                    f"the space quota of {names.display(folder)} at {self.where} is used up: "
+                    f"{found['spaceConsumed']} of {found['spaceQuota']} bytes, and a block takes {block}",
+                    path=path, remedy=REMEDY["DSQuotaExceededException"],
+                )  # fmt: skip
+            folder = folder.rpartition("/")[0]
+        return None
+
     def exchange(self, connection: http.client.HTTPConnection, method: str, target: str, path: str) -> bytes:
         """One short request to a DataNode; the body of its answer."""
         try:
@@ -368,7 +392,7 @@ class Wire:
                 return body
             failed = bad_answer(answer.status, body, path)
         except (OSError, http.client.HTTPException) as error:
-            failed = self.unreachable(error, path)
+            failed = self.unreachable(error, path, connection)
         finally:
             connection.close()
         raise failed

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import getpass
 import http.client
+import http.server
 import json
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +204,11 @@ class Hdfs(Server):
         self.datanode.stop()
 
     def start_datanode(self) -> None:
+        """Once it answers, it is known again to its NameNode."""
         assert self.datanode is not None
         self.datanode.start()
+        port = self.info["datanode_http"]
+        self.wait(lambda: socket.create_connection((LOOPBACK, port), 1).close() is None, 60)
 
     def stop(self) -> None:
         if self.datanode is not None:
@@ -249,3 +255,42 @@ def _archive() -> None:
 def installed() -> bool:
     """Whether this machine has what a cluster needs."""
     return hadoop.installed() and program("java") is not None
+
+
+class Front(Server):
+    """A NameNode's web address that sends clients to another port for the DataNode: a fault proxy's."""
+
+    def __init__(self, cluster: Hdfs, datanode_port: int):
+        super().__init__(cluster.folder)
+        upstream, old, new = cluster.info["url"], cluster.info["datanode_http"], datanode_port
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                connection = http.client.HTTPConnection(upstream.rpartition("/")[2], timeout=30)
+                connection.request(self.command, self.path)
+                answer = connection.getresponse()
+                body = answer.read()
+                self.send_response(answer.status)
+                if location := answer.getheader("Location"):
+                    self.send_header("Location", location.replace(f":{old}/", f":{new}/"))
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                connection.close()
+
+            do_GET = do_PUT = do_POST = do_DELETE = forward
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                return
+
+        self.web = http.server.ThreadingHTTPServer((LOOPBACK, 0), Handler)
+
+    def launch(self) -> dict[str, Any]:
+        threading.Thread(target=self.web.serve_forever, daemon=True).start()
+        return {"url": f"http://{LOOPBACK}:{self.web.server_port}"}
+
+    def stop(self) -> None:
+        self.web.shutdown()
+        self.web.server_close()

@@ -25,6 +25,7 @@ class Kdc(Server):
   rdns = false
   udp_preference_limit = 1
   forwardable = true
+  clockskew = 2
   default_ccache_name = FILE:{self.folder}/nobody-uses-this
 [realms]
   {REALM} = {{
