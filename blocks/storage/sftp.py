@@ -70,6 +70,8 @@ _REMEDY = {
     FAILURE: "look at the server's log; a quota, a full disk or a file system's limits are the usual causes",
     5: "shorten it with the job's `path` template",
     8: "use another storage for this server, such as scp-storage",
+    20: "rename it with the job's `path` template",
+    21: "put the file or folder itself there, not a link",
 }
 
 
@@ -460,7 +462,8 @@ class SftpSession(Session):
                         raise self._why_not(refused, path) from refused
                     if refused.code != NO_SUCH_FILE:
                         raise
-                    self._make_folders(staged)
+                    if why := self._make_folders(staged):
+                        raise self._why_not(why, path) from refused
             if resume:
                 offset = self.wire.attributes(self.wire.send(Ask.FSTAT, handle)).size
         return SftpUpload(self, path, staged, handle, offset, size, mtime_ns)
@@ -490,12 +493,19 @@ class SftpSession(Session):
         full.__cause__ = refused
         return full
 
-    def _make_folders(self, full: bytes) -> None:
-        """mkdir -p of what leads to a file below the root, in one go; whether it worked, the file will tell."""
+    def _make_folders(self, full: bytes) -> Refused | None:
+        """mkdir -p of what leads to a file below the root, in one go. Why the last could not be made, unless it may be
+        because it is there: that the file will tell."""
         parts = full[len(self._root) + 1 :].split(b"/")[:-1]
+        asked = []
         for end in range(1, len(parts) + 1):
             folder = self._root + b"/" + b"/".join(parts[:end])
-            self._later(Ask.MKDIR, string(folder) + wire.attributes())
+            asked.append(self.wire.send(Ask.MKDIR, string(folder) + wire.attributes()))
+        refusals = [self.wire.outcome(number) for number in asked]
+        if not refusals or refusals[-1] is None:
+            return None
+        first = next((r for r in refusals if r is not None and r.code not in (FAILURE, 11)), None)
+        return first or (refusals[-1] if self.no_room(refusals[-1], "") else None)
 
     def discard(self, path: str, key: str, journal: str = "") -> None:
         staged = self.staged(path, key)

@@ -217,8 +217,8 @@ class Connection:
 
     def close(self) -> None:
         """End the connection; never waits for the other side."""
-        with contextlib.suppress(Exception):
-            self.transport.sock.close()
+        with contextlib.suppress(OSError):
+            self.transport.sock.shutdown(socket.SHUT_RDWR)  # wakes whoever reads or writes
         self.transport.close()
 
 
