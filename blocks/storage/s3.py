@@ -133,7 +133,10 @@ class S3Storage(Storage):
     @classmethod
     def _legal_prefix(cls, value: str) -> str:
         value = value.strip("/")
-        return names.check_path(value) if value else value
+        try:
+            return names.check_path(value) if value else value
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("credentials", mode="before")
     @classmethod

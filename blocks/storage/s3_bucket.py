@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 from blocks import names
 from blocks.errors import ConfigError, Conflict, NotFound, OnblockError
 from blocks.storage.base import FileInfo
-from blocks.storage.s3_proof import b64, is_md5
+from blocks.storage.s3_proof import PART_SIZE, b64, is_md5
 from blocks.storage.s3_wire import FAILURES, Answer, Refused, Server, Wire, as_failure, parse, quoted
 
 MIB = 1 << 20
@@ -344,7 +344,7 @@ class Bucket:
             if size <= COPY_MAX and not (exclusive and self.rules.conditional):
                 wire.ask("PUT", target, headers={**headers, **origin, "x-amz-metadata-directive": "REPLACE"})
                 return
-            created = wire.ask("POST", target, {"uploads": ""}, headers)
+            created = wire.ask("POST", target, {"uploads": ""}, {**headers, PART_SIZE: "0"})
             upload_id = created.xml().findtext("UploadId") or ""
             try:
                 rows = []

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     Data = bytes | bytearray | memoryview
 
 PART_SIZE = "x-amz-meta-onblock-part-size"
-"""Our own note on an object of several parts, for servers that do not tell the size of a part."""
+"""Our own note on an object of several parts, for servers that do not tell the size of a part. 0: it was copied inside the
+server, and servers write ETags of such parts that are no MD5."""
 KINDS = ("crc64nvme", "sha256", "crc32c", "sha1", "crc32")
 """Checksums of S3, the ones to be preferred first."""
 
@@ -136,7 +137,7 @@ def evidence(headers: Mapping[str, str], size: int, *, part_size: int = 0, etags
     if etags_are_md5 and not _is_encrypted(headers):
         if _MD5.match(etag):
             return Proof("md5", bytes.fromhex(etag))
-        if found := _MD5_OF_PARTS.match(etag):
+        if (found := _MD5_OF_PARTS.match(etag)) and headers.get(PART_SIZE) != "0":
             parts.append(("md5", bytes.fromhex(found[1]), int(found[2])))
     if not parts:
         return None

