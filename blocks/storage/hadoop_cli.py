@@ -162,11 +162,11 @@ class HadoopCliSession(Session):
                 at = m.end() + 1
                 found.append(one)
                 lost += one is None
-            missing = done.complaint.count("No such file or directory")
-            if lost > missing:  # something else than not being there
-                raise failure(
-                    done.complaint.replace("No such file or directory", ""), done.code, "cannot look at it", page[0]
-                )
+            # "stat: `PATH': No such file ...", of which only the first line is printed where PATH has several
+            lines = done.complaint.splitlines(keepends=True)
+            others = [x for x in lines if not x.startswith("stat: `") or "Permission denied" in x]
+            if lost > len(lines) - len(others):
+                raise failure("".join(others), done.code, "cannot look at it", page[0])
         return found
 
     # -- reading --------------------------------------------------------------------------------------------------
@@ -390,24 +390,31 @@ class HadoopCliSession(Session):
 
     def _move_into(self, folder: str, uploads: list[HadoopCliUpload]) -> list[OnblockError | None]:
         """Give staged files their final names, all in one folder; the failure of each."""
+        moves = [(u.staged, u.final, u.path) for u in uploads]
+        results = self.move_into(folder, moves)
+        for upload, error in zip(uploads, results, strict=True):
+            if error is None:
+                self.emptied(upload.folder)
+        return results
+
+    def move_into(self, folder: str, moves: Sequence[tuple[str, str, str]]) -> list[OnblockError | None]:
+        """Move files into a folder, (from, to, path for people) each; the failure of each."""
         complaint, code = "", 0
-        for page in pages([u.staged for u in uploads]):
+        for page in pages([source for source, _, _ in moves]):
             run = self.hadoop.run("-mv", *map(escape, page), escape(folder or "/"))
             complaint, code = complaint + run.complaint, code or run.code
-        left: list[tuple[str, int, int] | None] = [None] * len(uploads)
-        there = left
-        if code:  # its complaints name files as they please: what is still staged did not go
-            both = self.stats([u.staged for u in uploads] + [u.final for u in uploads])
-            left, there = both[: len(uploads)], both[len(uploads) :]
+        if not code:
+            return [None] * len(moves)
+        # its complaints name files as they please, and a race lost is an "Input/output error": look what came of it
+        found = self.stats([source for source, _, _ in moves] + [target for _, target, _ in moves])
         results: list[OnblockError | None] = []
-        for upload, staged, final in zip(uploads, left, there, strict=True):
-            if staged is None and (not code or final is not None):
-                self.emptied(upload.folder)
+        for (_, _, path), left, there in zip(moves, found, found[len(moves) :], strict=False):
+            if left is None and there is not None:
                 results.append(None)
-            elif staged is not None and final is not None:
-                results.append(Conflict("something is already at the final name", path=upload.path))
+            elif left is not None and there is not None:
+                results.append(Conflict("something is already at the final name", path=path))
             else:
-                results.append(failure(complaint, code, "cannot give it its final name", upload.path))
+                results.append(failure(complaint, code, "cannot give it its final name", path))
         return results
 
     def delete(self, path: str) -> None:
@@ -647,16 +654,11 @@ class HadoopCliUpload(Upload):
             if there is not None:
                 hadoop.must("cannot move the old file aside", name, "-mv", escape(final), escape(old))
                 aside = True
-        try:
-            done = hadoop.run("-mv", escape(self.staged), escape(folder or "/"))
-            if done.code:
-                raise failure(done.complaint, done.code, "cannot give it its final name", name)
-        except OnblockError as error:
+        (error,) = session.move_into(folder, [(self.staged, final, name)])
+        if error is not None:
             if aside:
                 hadoop.must("cannot move the old file back", name, "-mv", escape(old), escape(final))
-            if isinstance(error, Conflict):
-                raise Conflict("something is already at the final name", path=name) from error
-            raise
+            raise error
         self.path, self.final = name, final
         if aside:
             session.remove([self.folder])

@@ -28,6 +28,7 @@ TIMEOUT_S = 60.0
 """For `kinit` to get an answer; it asks each KDC of the realm in turn."""
 
 MESSAGES: tuple[tuple[str, type[OnblockError], str], ...] = (
+    (r"Server.* not found in Kerberos database", ConfigError, "the service has no principal of that host name"),
     (r"not found in Kerberos database", AuthError, "check `principal`"),
     (r"Preauthentication failed|Password incorrect|Decrypt integrity check failed|Integrity check",
      AuthError, "the key in `keytab` is not that of the principal any more: get a new keytab"),
@@ -42,7 +43,6 @@ MESSAGES: tuple[tuple[str, type[OnblockError], str], ...] = (
     (r"[Tt]icket expired|Ticket.*not yet valid", AuthError, "run `kinit` again, or give `keytab` and `principal`"),
     (r"No Kerberos credentials|No credentials|can't find|No such file|not found: FILE:", AuthError,
      "run `kinit`, or give `keytab` and `principal`"),
-    (r"Server.* not found in Kerberos database", ConfigError, "the service has no principal of that host name"),
 )  # fmt: skip
 """The one table for Kerberos: what `kinit` and the GSSAPI say. The first that fits; what is not here is UNKNOWN."""
 
