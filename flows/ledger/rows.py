@@ -29,6 +29,7 @@ class Row(NamedTuple):
     dest_path: str | None
     queued_at: int
     message: str | None
+    journal: str | None
 
 
 COLUMNS = [getattr(File, name) for name in Row._fields]
@@ -75,6 +76,7 @@ class Claim(NamedTuple):
     attempt: int
     tries: int
     queued_at: int
+    journal: str | None = None  # what an earlier attempt left for a resume
 
 
 class Outcome(NamedTuple):
@@ -91,3 +93,4 @@ class Outcome(NamedTuple):
     stage: str | None = None
     tries: int = 0
     next_attempt_at: int | None = None
+    journal: str | None = None

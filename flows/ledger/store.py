@@ -65,7 +65,7 @@ _done = Table(
     "outcome", _temp, Column("id", BigInteger), Column("attempt", Integer), Column("state", String),
     Column("kind", String), Column("stage", String), Column("message", Text), Column("dest_path", Text),
     Column("sha256", String), Column("verified_by", String), Column("bytes_done", BigInteger),
-    Column("tries", Integer), Column("next_attempt_at", BigInteger), prefixes=["TEMPORARY"],
+    Column("tries", Integer), Column("next_attempt_at", BigInteger), Column("journal", Text), prefixes=["TEMPORARY"],
 )  # fmt: skip
 
 
@@ -238,12 +238,19 @@ class Ledger(Manifests, Looking):
         with self._write() as c:
             self._renew(c, run_id)  # whoever holds rows has a lease
             for page in self._lock_ids(c, row_ids):
-                taken |= {r.id: Claim(*r) for r in c.execute(
+                taken |= {r[0]: Claim(*r) for r in c.execute(
                     update(File).where(File.id.in_(page), File.state.in_(free))
                     .values(state=to, attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
-                    .returning(File.id, File.attempt, File.tries, File.queued_at)
-                )}  # fmt: skip
+                    .returning(File.id, File.attempt, File.tries, File.queued_at, File.journal)
+                ).all()}  # fmt: skip
         return taken
+
+    def note(self, claim: Claim, bytes_done: int, journal: str) -> bool:
+        """Write down how far a large file is; whether the row is still ours."""
+        with self._write() as c:
+            mine = and_(File.id == claim.id, File.attempt == claim.attempt, File.state.in_(ACTIVE))
+            noted = update(File).where(mine).values(bytes_done=bytes_done, journal=journal, updated_at=now_ms())
+            return bool(c.execute(noted).rowcount)
 
     def finish(self, outcomes: Sequence[Outcome]) -> set[int]:
         """Write what became of claimed rows, in one transaction; the ids that were still ours.
@@ -259,7 +266,7 @@ class Ledger(Manifests, Looking):
                 (
                     o.id, o.attempt, o.state, o.failure.kind if o.failure else None, o.stage,
                     message_of(o.failure), None if o.dest_path is None else names.to_text(o.dest_path),
-                    o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at,
+                    o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at, o.journal,
                 )
                 for o in outcomes
             ])  # fmt: skip
@@ -273,11 +280,11 @@ class Ledger(Manifests, Looking):
                         state=_done.c.state, kind=_done.c.kind, stage=_done.c.stage, message=_done.c.message,
                         dest_path=func.coalesce(_done.c.dest_path, File.dest_path), sha256=_done.c.sha256,
                         verified_by=_done.c.verified_by, bytes_done=_done.c.bytes_done, tries=_done.c.tries,
-                        next_attempt_at=_done.c.next_attempt_at, updated_at=now,
+                        next_attempt_at=_done.c.next_attempt_at, journal=_done.c.journal, updated_at=now,
                         done_at=now if state in DONE else None,
                     )
                     .returning(File.id)
-                ).scalars())  # fmt: skip
+                ).scalars().all())  # fmt: skip
             changed = c.execute(
                 select(File.manifest_id).distinct().where(
                     File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == State.VERIFIED,

@@ -28,7 +28,7 @@ from flows.ledger import Ledger
 from flows.transfer.gone import clear_gone
 from flows.transfer.job import TransferJob
 from flows.transfer.manifest import write_manifests
-from flows.transfer.move import Delivery
+from flows.transfer.move import deliver_side_by_side
 from flows.transfer.plan import plan
 from flows.transfer.progress import Receipt, Watcher
 from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
@@ -73,18 +73,17 @@ def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:
     shipment.begun.set()
     run.watcher.shipment("started", shipment)
     run.meter.add(Receipt(deferred=-shipment.deferred))  # what an earlier try put off is tried now
-    delivery = Delivery(run, shipment)
-    receipt = delivery.deliver()
+    receipt, failures, elsewhere = deliver_side_by_side(run, shipment)
     shipment.deferred = receipt.deferred
     run.meter.add(receipt)
     if first_try:  # what another run has taken is on its way, but not here yet
-        run.meter.add(Receipt(deferred=delivery.elsewhere))
-    if not delivery.failures:
+        run.meter.add(Receipt(deferred=elsewhere))
+    if not failures:
         run.watcher.shipment("completed", shipment, receipt)
         return receipt
-    again = bool(delivery.failures & RETRIED)
+    again = bool(failures & RETRIED)
     run.watcher.shipment("retry_scheduled" if again else "failed", shipment, receipt)
-    raise Unfinished(receipt, sorted(delivery.failures), again=again)
+    raise Unfinished(receipt, sorted(failures), again=again)
 
 
 # -- without Prefect's API ----------------------------------------------------------------------------------------

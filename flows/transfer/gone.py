@@ -12,6 +12,7 @@ from blocks.storage.base import Session
 from flows.ledger import State
 from flows.ledger.store import Row
 from flows.transfer.progress import Receipt
+from flows.transfer.resume import Journal
 from flows.transfer.run import TransferRun, Way
 from flows.transfer.shipment import discard_staged
 
@@ -39,7 +40,12 @@ def _clear_way(run: TransferRun, way: Way) -> None:
                 for row, superseded in page:
                     if row.dest_path is not None:
                         discard_staged(
-                            session, row.dest_path, row.path, (row.size, row.mtime_ns, row.etag), row.attempt + 1
+                            session,
+                            row.dest_path,
+                            row.path,
+                            (row.size, row.mtime_ns, row.etag),
+                            row.attempt + 1,
+                            Journal.parse(row.journal),
                         )
                     settled.append((row, *_verdict(source, row, superseded)))
         finally:  # also when a storage stops answering half-way: what was cleared is written down

@@ -6,32 +6,27 @@ rows are written once per shipment. What is retried is decided in `retry.py`, ho
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blocks import names
 from blocks.errors import Cancelled, Conflict, HashMismatch, Kind, NetworkError, OnblockError, SourceChanged, as_onblock
-from blocks.storage.base import FileInfo, Reader, Session, Upload, aligned_buffer
+from blocks.storage.base import FileInfo, Reader, Session, Upload
 from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
-from flows.transfer import retry
-from flows.transfer.job import Dedup, OnConflict
+from flows.transfer import pump, retry
+from flows.transfer.job import Dedup, OnConflict, Verify
 from flows.transfer.progress import Receipt
+from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Leg, Shipment, discard_staged, staging_key
 from flows.transfer.verify import prove, prove_final
 
 log = logging.getLogger("onblock.transfer")
-
-SMALL = 256 << 10
-"""Files below this size are read with one call."""
-CHUNK = 4 << 20
-"""Bytes of a large file on their way at a time: one chunk is hashed while it is written."""
-
 
 BULK = 8
 """From so many small files on, a destination that can takes them at once."""
@@ -62,10 +57,11 @@ class Delivery:
         self.elsewhere = 0  # rows that another run has taken
         self._claims: dict[int, Claim] = {}  # rows that are ours and not accounted for
         self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
+        self._journals: dict[int, Journal] = {}  # of large files that can be resumed
+        self._resumed: set[int] = set()
         self._outcomes: list[Outcome] = []
         # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
         self._away: dict[int, NetworkError] = {}
-        self._buffers = _local
 
     def deliver(self) -> Receipt:
         """Claim the rows, move the files, write down what became of them.
@@ -98,9 +94,6 @@ class Delivery:
                 raise
         return self.receipt
 
-    def _far(self) -> bool:
-        return any(s.features.parallel > 1 for s in (self._source, *self._sessions))
-
     # -- staging ----------------------------------------------------------------------------------------------------
 
     def _stage_all(self) -> list[Staged]:
@@ -132,7 +125,7 @@ class Delivery:
         pushed: list[tuple[FileInfo, Leg]] = []
         rest: list[Todo] = []
         for file, legs in todo:
-            local = source.local_path(file.path) if file.size < SMALL else None
+            local = source.local_path(file.path) if file.size < pump.SMALL else None
             if local is None:
                 rest.append((file, legs))
                 continue
@@ -158,18 +151,42 @@ class Delivery:
                 rest.append((file, [leg]))
         return staged, rest
 
-    def _begin(self, file: FileInfo, leg: Leg) -> Upload:
-        session, attempt = self._sessions[leg.way], self._claims[leg.row_id].attempt
-        discard_staged(session, leg.dest_path, file.path, file.version, attempt)
+    def _begin(self, file: FileInfo, leg: Leg, *, anew: bool = False) -> Upload:
+        """Begin to write a file, or go on with what an earlier attempt kept of a large one."""
+        session, claim = self._sessions[leg.way], self._claims[leg.row_id]
+        key = staging_key(file.path, file.version, claim.attempt)
+        old = None if anew else Journal.parse(claim.journal)
+        resumable = session.features.resume_write and file.size >= CHECKPOINT
+        go_on = old if resumable else None
+        if go_on is not None:
+            session.rekey(leg.dest_path, staging_key(file.path, file.version, go_on.attempt), key)
+        discard_staged(session, leg.dest_path, file.path, file.version, claim.attempt, None if go_on else old)
         upload = self._uploads[leg.row_id] = session.upload(
-            leg.dest_path, file.size, key=staging_key(file.path, file.version, attempt), mtime_ns=file.mtime_ns
-        )
+            leg.dest_path, file.size, key=key, resume=go_on is not None, journal=go_on.token if go_on else "",
+            mtime_ns=file.mtime_ns,
+        )  # fmt: skip
+        if resumable:
+            self._journals[leg.row_id] = Journal(
+                claim.attempt, upload.journal, list(go_on.checkpoints) if go_on else []
+            )
+            self._note(leg)
         return upload
+
+    def _note(self, leg: Leg) -> None:
+        """Write down how far a large file is. A row that another run has taken is no longer our affair."""
+        journal = self._journals[leg.row_id]
+        journal.token = self._uploads[leg.row_id].journal
+        at = journal.checkpoints[-1][0] if journal.checkpoints else 0
+        if not self.run.ledger.note(self._claims[leg.row_id], at, journal.text()):
+            log.warning("another run has taken %s over", leg.dest_path)
+            del self._claims[leg.row_id], self._journals[leg.row_id]
+            self.elsewhere += 1
+            self._abort(leg.row_id)
 
     def _prove(self, file: FileInfo, leg: Leg, upload: Upload, sha256: str) -> list[Staged]:
         """The staged file, if what arrived is what was read. Raises HashMismatch; other failures are accounted for."""
         try:
-            verified_by = prove(upload, sha256, self.job.verify)
+            verified_by = prove(upload, sha256, self._verify(leg))
             upload.seal()
         except HashMismatch:
             raise
@@ -177,6 +194,12 @@ class Delivery:
             self._fail(leg, error, "verify")
             return []
         return [Staged(leg, file, upload, sha256, verified_by)]
+
+    def _verify(self, leg: Leg) -> Verify:
+        """How a file is proven: one that was resumed never by its size alone."""
+        if leg.row_id in self._resumed and self.job.verify in (Verify.EXISTS, Verify.SIZE):
+            return Verify.CHECKSUM
+        return self.job.verify
 
     def _stage(self, file: FileInfo, legs: list[Leg], *, again: bool = False) -> list[Staged]:
         """Read one file once and stage it at its destinations."""
@@ -186,8 +209,9 @@ class Delivery:
             with self._source.read(file.path) as reader:
                 for leg in legs:
                     try:
-                        self._begin(file, leg)
-                        open_legs.append(leg)
+                        self._begin(file, leg, anew=again)
+                        if leg.row_id in self._claims:
+                            open_legs.append(leg)
                     except OnblockError as error:
                         self._fail(leg, error, "write")
                 if not open_legs:
@@ -219,30 +243,81 @@ class Delivery:
 
     def _pump(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> str:
         """Bytes from the reader to the uploads, hashed on the way; their SHA-256. Legs that fail are taken out."""
-        digest = hashlib.sha256()
-        if file.size < SMALL:
-            got = reader.readinto(self._buffers.small)
-            chunk = self._buffers.small_view[:got]
-            digest.update(chunk)
+        if file.size < pump.SMALL:
+            chunk, sha256 = pump.small(reader)
+            got = len(chunk)
             self._write(chunk, legs)
         else:
-            got = 0
-            for turn in range(1 << 62):
-                self._check_stop(file)
-                view = self._buffers.large(turn % 2)
-                n = reader.readinto(view)
-                if not n or not legs:
-                    break
-                got += n
-                hashing = self._buffers.hasher.submit(digest.update, view[:n])
-                try:
-                    self._write(view[:n], legs)
-                finally:
-                    hashing.result()
-                self.run.meter.moved(0, n)
+            with ExitStack() as stack:
+                got, digest = self._go_on(reader, file, legs)
+                if got and self._far(self._source):
+                    reader = stack.enter_context(self._source.read(file.path, got))
+                self.run.meter.moved(0, got)
+                for chunk in pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256)):
+                    self._check_stop(file)
+                    self._write(chunk, legs)
+                    if not legs:
+                        break
+                    got += len(chunk)
+                    self.run.meter.moved(0, len(chunk))
+                if legs and (got != file.size or reader.info().version[:2] != file.version[:2]):
+                    raise SourceChanged("changed while it was read", path=file.path)
+                return digest.hexdigest()
         if legs and (got != file.size or reader.info().version[:2] != file.version[:2]):
             raise SourceChanged("changed while it was read", path=file.path)
-        return digest.hexdigest()
+        return sha256
+
+    @staticmethod
+    def _far(session: Session) -> bool:
+        return session.features.parallel > 1
+
+    def _go_on(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> tuple[int, Any]:
+        """Where all legs can go on, 0 to begin anew; and the SHA-256 object over what comes before."""
+        uploads = [self._uploads[leg.row_id] for leg in legs]
+        features = [self._sessions[leg.way].features for leg in legs]
+        step = max(pump.CHUNK, *(f.resume_step for f in features))
+        start = min(u.offset for u in uploads)
+        start -= start % step
+        digest = hashlib.sha256()
+        from_source = not self._far(self._source) or not all(f.staged_digest for f in features)
+        expected = ""
+        if start and not from_source:
+            start, expected = last_checkpoint(self._journals[legs[0].row_id].checkpoints, start, step)
+        if not 0 < start < file.size or any(u.rewind(start) != start for u in uploads):
+            start = 0
+        elif from_source:
+            if pump.skip(reader, digest, start, lambda: self._check_stop(file)) != start:
+                raise SourceChanged("became shorter while it was read", path=file.path)
+        else:
+            for upload in uploads:
+                digest = hashlib.sha256()
+                upload.replay(digest.update)
+                if digest.hexdigest() != expected:
+                    log.warning("%s: what an earlier attempt left is damaged; sent from its beginning", file.path)
+                    start = 0
+                    break
+        if not start:
+            for upload in uploads:
+                if upload.offset:
+                    upload.rewind(0)
+            return 0, hashlib.sha256()
+        self._resumed.update(leg.row_id for leg in legs)
+        for leg in legs:
+            journal = self._journals[leg.row_id]
+            journal.checkpoints = [c for c in journal.checkpoints if c[0] <= start]
+        log.info("%s: goes on at %d of %d bytes", file.path, start, file.size)
+        return start, digest
+
+    def _checkpoint(self, legs: list[Leg], offset: int, sha256: str) -> None:
+        """All destinations hold the bytes before `offset`."""
+        due = self.run.note_due()
+        for leg in tuple(legs):
+            if (journal := self._journals.get(leg.row_id)) is not None:
+                journal.checkpoints.append((offset, sha256))
+                if due:
+                    self._note(leg)
+                    if leg.row_id not in self._claims:
+                        legs.remove(leg)
 
     def _write(self, chunk: memoryview, legs: list[Leg]) -> None:
         for leg in tuple(legs):
@@ -305,7 +380,7 @@ class Delivery:
 
     def _prove_final(self, session: Session, ready: Staged, path: str) -> str:
         try:
-            return prove_final(session, path, ready.file.size, ready.sha256, self.job.verify)
+            return prove_final(session, path, ready.file.size, ready.sha256, self._verify(ready.leg))
         except HashMismatch:
             session.delete(path)  # nothing at a final name that is not whole
             raise
@@ -371,18 +446,24 @@ class Delivery:
         ))  # fmt: skip
         if state is State.VERIFIED:
             self.receipt.verified(verified_by)
-        self.run.meter.moved(1, ready.file.size if ready.file.size < SMALL else 0)
+        self.run.meter.moved(1, ready.file.size if ready.file.size < pump.SMALL else 0)
 
     def _fail(self, leg: Leg, error: OnblockError, stage: str) -> None:
         """Account for a row that is ours and failed: the kind decides what follows. Other rows are left alone."""
-        self._abort(leg.row_id)
         claim = self._claims.pop(leg.row_id, None)
         if claim is None:
+            self._abort(leg.row_id)
             return
         if isinstance(error, NetworkError):
             self._away[SOURCE if stage == "read" else leg.way] = error
         tries = claim.tries + (error.kind not in (Kind.CANCELLED, Kind.PAUSED))
         state, next_attempt_at = retry.after(error.kind, tries, claim.queued_at, now_ms())
+        journal = self._journals.pop(leg.row_id, None)
+        if state in (State.QUEUED, State.PAUSED) and error.kind is not Kind.SOURCE_CHANGED and journal is not None:
+            self._keep(leg.row_id)
+        else:
+            self._abort(leg.row_id)
+            journal = None
         if state in (State.FAILED, State.QUARANTINED):
             self.receipt.failed += 1
         else:
@@ -391,9 +472,17 @@ class Delivery:
             self.failures.add(error.kind)
             log.warning("%s %s at %s: %s", state, error.kind, stage, error)
         self._outcomes.append(Outcome(
-            claim.id, claim.attempt, state, failure=error, stage=stage, tries=tries, next_attempt_at=next_attempt_at
+            claim.id, claim.attempt, state, failure=error, stage=stage, tries=tries, next_attempt_at=next_attempt_at,
+            journal=journal.text() if journal else None,
         ))  # fmt: skip
         self.run.meter.moved(1, 0)
+
+    def _keep(self, row_id: int) -> None:
+        if (upload := self._uploads.pop(row_id, None)) is not None:
+            try:
+                upload.keep()
+            except OnblockError as error:
+                log.warning("what is there of a file may be less than it was: %s", error)
 
     def _abort(self, row_id: int) -> None:
         if (upload := self._uploads.pop(row_id, None)) is not None:
@@ -413,27 +502,19 @@ class Delivery:
             self.receipt.delivered -= sum(o.state in DONE for o in lost)
 
 
-class _Buffers(threading.local):
-    """Buffers of one thread, made once: memory does not grow with files or shipments."""
-
-    def __init__(self) -> None:
-        self.small = aligned_buffer(SMALL)
-        self.small_view = memoryview(self.small)
-        self._large: list[memoryview] = []
-        self._hasher: ThreadPoolExecutor | None = None
-
-    def large(self, turn: int) -> memoryview:
-        """One of two large buffers."""
-        if not self._large:
-            self._large = [memoryview(aligned_buffer(CHUNK)) for _ in range(2)]
-        return self._large[turn]
-
-    @property
-    def hasher(self) -> ThreadPoolExecutor:
-        """The thread that hashes while this one writes."""
-        if self._hasher is None:
-            self._hasher = ThreadPoolExecutor(1, "onblock-hash")
-        return self._hasher
-
-
-_local = _Buffers()
+def deliver_side_by_side(run: TransferRun, shipment: Shipment) -> tuple[Receipt, set[Kind], int]:
+    """Move a shipment, by as many threads as its storages reward; what became of it, kinds of failures, rows that
+    another run has. Raises as `Delivery.deliver`, after all of them have ended."""
+    strips = shipment.split(run.parallel)
+    deliveries = [Delivery(run, strip) for strip in strips]
+    if len(deliveries) == 1:
+        deliveries[0].deliver()
+    else:
+        with ThreadPoolExecutor(len(deliveries), "onblock-side") as threads:
+            under_way = [threads.submit(contextvars.copy_context().run, d.deliver) for d in deliveries]
+        for future in under_way:
+            future.result()
+    receipt = Receipt()
+    for delivery in deliveries:
+        receipt.add(delivery.receipt)
+    return receipt, set().union(*(d.failures for d in deliveries)), sum(d.elsewhere for d in deliveries)

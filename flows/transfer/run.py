@@ -18,6 +18,7 @@ from blocks.storage.pool import SessionPool
 from flows.ledger.store import HEARTBEAT_S, Ledger
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
+from flows.transfer.resume import JOURNAL_S
 from flows.transfer.scan import Scanned
 
 log = logging.getLogger("onblock.transfer")
@@ -53,6 +54,8 @@ class TransferRun:
         # half the speed); so they take turns, while barriers and the ledger's statements overlap with either.
         self.turn = threading.Lock()
         self.id = ""
+        self._noted = 0.0
+        self.parallel = 1  # sessions that one shipment of small files keeps busy
         self.recovered = 0
         self.seconds = 0.0
         self.problems: list[str] = []
@@ -84,12 +87,20 @@ class TransferRun:
         self._began = time.monotonic()
         return self
 
+    def note_due(self) -> bool:
+        """Whether the run may write down how far a file is: once a second, whichever file asks."""
+        now = time.monotonic()
+        if now - self._noted < JOURNAL_S:
+            return False
+        self._noted = now
+        return True
+
     def _open_all(self) -> None:
         """A storage that cannot be opened is known before anything is done."""
         try:
             for storage in (self.job.source, *self.job.destinations):
-                with self.pool.session(storage):
-                    pass
+                with self.pool.session(storage) as session:
+                    self.parallel = max(self.parallel, session.features.parallel)
         except OnblockError:
             self.pool.close()
             raise

@@ -10,7 +10,10 @@ from typing import NamedTuple
 from blocks import names
 from blocks.storage.base import FileInfo, Session
 from flows.transfer.job import Shipping
+from flows.transfer.resume import Journal
 
+LEAST_PART = 4
+"""Files for which it is worth to work side by side."""
 LOOK_BACK = 50
 """How many attempts back a temporary file is looked for: all but the last few have removed their own."""
 
@@ -55,6 +58,11 @@ class Shipment:
                 digest.update(f"{leg.row_id}\0{leg.attempt}\0{names.to_text(leg.dest_path)}\0".encode())
         return digest.hexdigest()
 
+    def split(self, most: int) -> list[Shipment]:
+        """The same files in at most so many parts, of about equal numbers."""
+        parts = max(1, min(most, len(self.items) // LEAST_PART))
+        return [self] if parts == 1 else [Shipment(self.number, self.items[n::parts]) for n in range(parts)]
+
     def __str__(self) -> str:
         if len(self.items) == 1:
             return names.display(self.items[0].file.path)
@@ -67,10 +75,13 @@ def staging_key(path: str, version: tuple[int, int, str], attempt: int) -> str:
     return f"{path}\0{version}\0{attempt}"
 
 
-def discard_staged(session: Session, dest_path: str, path: str, version: tuple[int, int, str], before: int) -> None:
-    """Remove what attempts before this one may have left behind when they were killed."""
+def discard_staged(
+    session: Session, dest_path: str, path: str, version: tuple[int, int, str], before: int, left: Journal | None = None
+) -> None:
+    """Remove what attempts before this one may have left behind when they were killed, or kept for a resume (`left`)."""
     for attempt in range(max(1, before - LOOK_BACK), before):
-        session.discard(dest_path, staging_key(path, version, attempt))
+        token = left.token if left is not None and left.attempt == attempt else ""
+        session.discard(dest_path, staging_key(path, version, attempt), token)
 
 
 def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:

@@ -1,0 +1,92 @@
+"""Bytes of one file out of a reader, hashed on the way: the next chunk is read while the one before is hashed.
+
+Where they are written, and what becomes of the file, is in `move.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from blocks.storage.base import Reader, aligned_buffer
+from flows.transfer.resume import CHECKPOINT
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash  # pyright: ignore[reportAttributeAccessIssue]
+
+SMALL = 256 << 10
+"""Files below this size are read with one call."""
+CHUNK = 4 << 20
+"""Bytes of a large file on their way at a time: one chunk is hashed while it is written."""
+
+
+class Buffers(threading.local):
+    """Buffers of one thread, made once: memory does not grow with files or shipments."""
+
+    def __init__(self) -> None:
+        self.small = aligned_buffer(SMALL)
+        self.small_view = memoryview(self.small)
+        self._large: list[memoryview] = []
+        self._hasher: ThreadPoolExecutor | None = None
+
+    def large(self, turn: int) -> memoryview:
+        """One of two large buffers."""
+        if not self._large:
+            self._large = [memoryview(aligned_buffer(CHUNK)) for _ in range(2)]
+        return self._large[turn]
+
+    @property
+    def hasher(self) -> ThreadPoolExecutor:
+        """The thread that hashes while this one writes."""
+        if self._hasher is None:
+            self._hasher = ThreadPoolExecutor(1, "onblock-hash")
+        return self._hasher
+
+
+buffers = Buffers()
+
+
+def small(reader: Reader) -> tuple[memoryview, str]:
+    """A file below SMALL, and its SHA-256. The view is good until the next call of this thread."""
+    chunk = buffers.small_view[: reader.readinto(buffers.small)]
+    return chunk, hashlib.sha256(chunk).hexdigest()
+
+
+def chunks(
+    reader: Reader, digest: Hash, start: int = 0, checkpoint: Callable[[int, str], object] = lambda offset, sha256: None
+) -> Iterator[memoryview]:
+    """Views of a file from `start` (bytes, a multiple of CHUNK) to its end, good until the next one; `digest` takes each.
+
+    `checkpoint(offset, SHA-256 so far)` is called after the caller is done with the bytes before `offset`.
+    """
+    offset = start
+    for turn in range(1 << 62):
+        view = buffers.large(turn % 2)
+        n = reader.readinto(view)
+        if not n:
+            return
+        hashing = buffers.hasher.submit(digest.update, view[:n])
+        try:
+            yield view[:n]
+        finally:
+            hashing.result()
+        offset += n
+        if offset % CHECKPOINT == 0:
+            checkpoint(offset, digest.copy().hexdigest())
+
+
+def skip(reader: Reader, digest: Hash, count: int, go_on: Callable[[], object]) -> int:
+    """Read and hash the first `count` bytes (a multiple of CHUNK) without passing them on; how many there were."""
+    got = 0
+    while got < count:
+        go_on()
+        view = buffers.large(0)
+        n = reader.readinto(view)
+        if not n:
+            break
+        digest.update(view[:n])
+        got += n
+    return got

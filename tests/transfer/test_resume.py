@@ -1,0 +1,169 @@
+"""A large file that is interrupted goes on where it was: little is sent twice, and what arrives is what was read."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blocks.errors import Cancelled
+from flows.ledger import Ledger
+from flows.transfer import senders
+from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
+from flows.transfer.run import TransferRun
+from tests.faults.breaking import BreakingStorage, broken
+from tests.transfer.conftest import Bench
+
+MIB = 1 << 20
+SIZE = 90 * MIB + 12_345
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries inside the run follow at once."""
+    monkeypatch.setattr(senders, "TASK_RETRY_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("flows.transfer.retry.delay_s", lambda tries: 0.0)
+
+
+@pytest.fixture
+def content() -> bytes:
+    return random.Random(7).randbytes(SIZE)
+
+
+def whole(bench: Bench, content: bytes) -> None:
+    """The file arrived, nothing else is there, and the ledger keeps no journal."""
+    assert bench.files() == {"clip.mp4": content}
+    bench.check_manifest()
+    with Ledger.open() as ledger:
+        assert [r["journal"] for r in ledger.files()] == [None]
+
+
+@pytest.mark.parametrize("marks", [[1], [40 * MIB], [20 * MIB, 41 * MIB, 80 * MIB], [SIZE]])
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("far", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_cable_that_is_pulled(
+    bench: Bench, content: bytes, marks: list[int], side: str, far: tuple[bool, bool]
+) -> None:
+    if far != (False, False) and marks[0] in (1, SIZE):
+        return  # the ends are the same wherever the storages are
+    bench.put("clip.mp4", content)
+    source, to = BreakingStorage.at(bench.card, far=far[0]), BreakingStorage.at(bench.archive, far=far[1])
+    cable = (source if side == "source" else to).cable
+    cable.at = dict.fromkeys(marks, broken)
+    summary = bench.run(source=source, destinations=[to])
+    assert (summary["delivered"], summary["failed"], summary["deferred"]) == (1, 0, 0)
+    assert not cable.at
+    whole(bench, content)
+    twice = len(marks) * (CHECKPOINT + 8 * MIB)
+    assert to.cable.written <= SIZE + twice
+    if far == (True, False):  # what came over the network is not fetched again to be hashed
+        assert source.cable.read <= SIZE + twice
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_run_that_is_stopped_and_the_next(bench: Bench, content: bytes, far: bool) -> None:
+    bench.put("clip.mp4", content)
+    source, to = BreakingStorage.at(bench.card, far=far), BreakingStorage.at(bench.archive)
+    job = bench.job(source=source, destinations=[to])
+    from flows.transfer.flow import carry_out, deliver_shipment
+
+    with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+        to.cable.at = {50 * MIB: run.stop.set}
+        with pytest.raises(Cancelled):
+            carry_out(run, senders.Here(run, deliver_shipment))
+    assert bench.files().keys() != {"clip.mp4"}
+    first = to.cable.written
+    assert bench.run(source=source, destinations=[to])["delivered"] == 1
+    assert to.cable.written - first < SIZE - 30 * MIB
+    whole(bench, content)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_part_that_was_damaged_meanwhile(bench: Bench, content: bytes, far: bool) -> None:
+    """What lies at the destination is not trusted: it is held against what was read, by checkpoint or at the end."""
+    bench.put("clip.mp4", content)
+    source, to = BreakingStorage.at(bench.card, far=far), BreakingStorage.at(bench.archive)
+
+    def damage() -> None:
+        (part,) = bench.archive.glob(".onblock-*")
+        with part.open("r+b") as file:
+            file.seek(3 * MIB)
+            file.write(b"\0\1\2\3")
+        broken()
+
+    to.cable.at = {60 * MIB: damage}
+    assert bench.run(source=source, destinations=[to], verify="size")["delivered"] == 1
+    whole(bench, content)
+
+
+def test_a_source_that_changed_meanwhile_begins_anew(bench: Bench, content: bytes) -> None:
+    bench.put("clip.mp4", content)
+    to = BreakingStorage.at(bench.archive)
+    other = content[:1000] + b"x" + content[1001:]
+
+    def change() -> None:
+        bench.put("clip.mp4", other, mtime=1_700_000_001.0)
+        broken()
+
+    to.cable.at = {60 * MIB: change}
+    bench.run(destinations=[to])
+    assert bench.run(destinations=[to])["delivered"] == 1
+    assert bench.files() == {"clip.mp4": other}
+
+
+def test_two_destinations_of_which_one_breaks(bench: Bench, content: bytes, tmp_path: Path) -> None:
+    bench.put("clip.mp4", content)
+    (tmp_path / "second").mkdir()
+    one, two = BreakingStorage.at(bench.archive), BreakingStorage.at(tmp_path / "second")
+    two.cable.at = {40 * MIB: broken}
+    assert bench.run(destinations=[one, two])["delivered"] == 2
+    assert bench.files() == bench.files(tmp_path / "second") == {"clip.mp4": content}
+    assert one.cable.written < SIZE + 1000  # and the manifest
+    assert two.cable.written <= SIZE + CHECKPOINT + 8 * MIB
+
+
+def test_nobody_notes_for_a_row_that_another_run_took(
+    bench: Bench, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that slept while its row was taken stops at its next checkpoint, and leaves the other's bytes alone."""
+    bench.put("clip.mp4", content)
+    to = BreakingStorage.at(bench.archive)
+    monkeypatch.setattr("flows.transfer.run.JOURNAL_S", 0.0)
+    with Ledger.open() as ledger:
+
+        def steal() -> None:
+            from sqlalchemy import text
+
+            with ledger.engine.begin() as c:
+                c.execute(text("UPDATE files SET attempt = attempt + 1"))
+
+        to.cable.at = {17 * MIB: steal}
+        summary = bench.run(destinations=[to])
+        assert summary["delivered"] == 0
+    assert bench.files() == {}
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 9), st.text(), st.lists(st.tuples(st.integers(0, 2**60), st.text("0123456789abcdef"))))
+def test_a_journal_is_read_as_it_was_written(attempt: int, token: str, checkpoints: list[tuple[int, str]]) -> None:
+    journal = Journal(attempt, token, checkpoints)
+    assert Journal.parse(journal.text()) == journal
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "null", "{}", "[]", "1", "{", '{"attempt": "x"}', '{"attempt": 1, "token": 2}']
+)
+def test_a_journal_nobody_can_read_is_none(text: str | None) -> None:
+    assert Journal.parse(text) is None
+
+
+@given(st.lists(st.integers(0, 100)), st.integers(0, 120), st.sampled_from([1, 2, 7]))
+def test_the_last_checkpoint(offsets: list[int], offset: int, step: int) -> None:
+    found = last_checkpoint([(o, str(o)) for o in offsets], offset, step)
+    fitting = [o for o in offsets if o <= offset and o % step == 0]
+    assert found == ((max(fitting), str(max(fitting))) if fitting else (0, ""))
