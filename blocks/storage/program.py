@@ -1,12 +1,14 @@
 """Running a program of others: in a process group of its own, killed with all its children, never outliving onblock.
 
 Arguments are lists, no shell sees a name, secrets go by file or environment. What a program says is kept up to a
-bound. What its exit code means is decided by the storage that runs it (`rclone.py`, `rsync.py`).
+bound. What its exit code means is decided by the storage that runs it (`rclone.py`,
+`rsync.py`). Also the look of our own at a file that a program reads by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import selectors
 import shutil
@@ -210,3 +212,13 @@ def find(binary: str) -> str:
     if found is None:
         raise ToolMissing("is not installed, or not a program", path=binary)
     return found
+
+
+def hash_local(local: str, size: int, mtime_ns: int | None) -> str | None:
+    """SHA-256 of a local file by our own read; None if it is not the file that was announced."""
+    fd = os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        st = os.fstat(fd)
+        same = st.st_size == file.tell() == size and mtime_ns in (None, st.st_mtime_ns)
+        return digest.hexdigest() if same else None

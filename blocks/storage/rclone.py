@@ -23,8 +23,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from blocks import names
 from blocks.errors import Cancelled, ConfigError, Conflict, NetworkError, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import Features, FileInfo, Session, Storage, Upload
+from blocks.storage.program import hash_local
 from blocks.storage.rclone_daemon import Daemon, Wire, decode, encode
-from blocks.storage.rclone_transfer import RcloneReader, RcloneUpload, hash_local
+from blocks.storage.rclone_transfer import RcloneReader, RcloneUpload
 
 AT_ONCE = 8
 """Files that `push`, `pull` and `commit_all` have under way."""

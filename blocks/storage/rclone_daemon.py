@@ -53,6 +53,7 @@ EXIT_CODES: dict[int, type[OnblockError]] = {
 """rclone's documented exit codes. What it said goes before the number: see `SAID`."""
 
 SAID: list[tuple[str, type[OnblockError]]] = [
+    (r"source file is being updated", SourceChanged),
     (r"no space left on device|insufficient storage|quota (was )?exceeded|quotaexceeded|not enough (free )?space"
      r"|disk full|storage ?limit|\b507\b", DiskFull),
     (r"unable to authenticate|permission denied \(|\b401\b|unauthorized|invalidaccesskeyid|signaturedoesnotmatch"
@@ -64,7 +65,6 @@ SAID: list[tuple[str, type[OnblockError]]] = [
      r"|failed to (read|parse|load).*config|file name too long|name too long|illegal|invalid argument"
      r"|invalid (byte|utf|character)|missing required|need (url|user|host|endpoint)|not supported|can't (move|copy)"
      r"|couldn't parse|failed to make \S+ fs", ConfigError),
-    (r"source file is being updated", SourceChanged),
     (r"corrupted on transfer|hash(es)? differ|sizes differ|checksum.*(mismatch|differ)|bad ?digest", HashMismatch),
     (r"is a directory|is a file not a directory|not a directory|file exists|directory not empty", Conflict),
     (r"connection refused|connection reset|connection lost|i/o timeout|timed? ?out|no such host|no route to host"
@@ -95,10 +95,21 @@ def failure(
 ) -> OnblockError:
     """`classify` made an error; the raw words go to the log."""
     kind = classify(said, code, status)
+    for secret in tuple(_secrets):
+        said = said.replace(secret, "***")  # rclone quotes values of its configuration
     level = logging.DEBUG if kind is NotFound else logging.WARNING  # often asked for, and answered by what follows
     log.log(level, "rclone: %s: %s (exit code %s, status %s): %s", path or "-", doing, code, status, said)
     brief = " ".join(said.split())[-300:]
     return kind(f"{doing}: rclone says: {brief}" if brief else doing, path=path)
+
+
+_SECRET = re.compile(
+    r"(?m)^\s*(?!(?:type|host|port|user|url|vendor|provider|endpoint|region|remote|location_constraint|env_auth|encoding"
+    r"|key_file|known_hosts_file|account)\s*=)\w+\s*=(.+)$"
+)
+"""Values of a configuration, but for those that help to understand a message."""
+_secrets: set[str] = set()
+"""Those of every daemon there was."""
 
 
 class Wire(http.client.HTTPConnection):
@@ -149,13 +160,14 @@ def answer(status: int, body: bytes, doing: str, path: str) -> dict[str, Any]:
 class Daemon:
     """A running `rclone rcd`. Shared by the sessions of one process with the same configuration; ends with the last."""
 
-    _running: dict[tuple[str, ...], Daemon] = {}  # noqa: RUF012  one registry, guarded by _guard
+    running: dict[tuple[str, ...], Daemon] = {}  # noqa: RUF012  one registry, guarded by _guard
     _guard = threading.Lock()
 
     def __init__(self, binary: str, config: str, config_file: str, password: str, idle: float):
         self.users = 0
         self.locks = [threading.Lock() for _ in range(64)]  # no two threads decide about one final name at once
         self.roots: dict[str, bool] = {}  # seen to be there, and whether names are encoded there
+        _secrets.update(s for s in (password, *(m[1].strip() for m in _SECRET.finditer(config))) if len(s) > 3)
         self._folder = tempfile.mkdtemp(prefix="onblock-rclone-")  # mode 0700: who may enter it may command rclone
         self.socket = f"{self._folder}/rc"
         try:
@@ -211,9 +223,9 @@ class Daemon:
         """The daemon for a configuration, started if there is none."""
         key = (binary, config, config_file, password, str(idle))
         with cls._guard:
-            daemon = cls._running.get(key)
+            daemon = cls.running.get(key)
             if daemon is None or daemon.program.poll() is not None:
-                daemon = cls._running[key] = cls(binary, config, config_file, password, idle)
+                daemon = cls.running[key] = cls(binary, config, config_file, password, idle)
             daemon.users += 1
             return daemon
 
@@ -223,8 +235,8 @@ class Daemon:
             self.users -= 1
             if self.users:
                 return
-            for key in [k for k, daemon in self._running.items() if daemon is self]:
-                del self._running[key]
+            for key in [k for k, daemon in self.running.items() if daemon is self]:
+                del self.running[key]
         self.close()
 
 

@@ -6,16 +6,14 @@ A small file is gathered and sent as one request; a larger one is streamed, in c
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlencode
 
 from blocks import names
-from blocks.errors import NetworkError, NotFound, OnblockError, SourceVanished
+from blocks.errors import DiskFull, NetworkError, NotFound, OnblockError, SourceVanished, UnknownError
 from blocks.storage.base import FileInfo, Reader, Upload, aligned_buffer
 from blocks.storage.rclone_daemon import Wire, answer
 
@@ -45,6 +43,8 @@ class Remote(Protocol):
     def delete(self, path: str) -> None: ...
 
     def rename(self, path: str, to: str, said: str, *, replace: bool = False) -> None: ...
+
+    def free_bytes(self) -> int | None: ...
 
 
 class RcloneReader(Reader):
@@ -125,10 +125,12 @@ class RcloneUpload(Upload):
         self._small: bytearray | None = bytearray()  # None when there is more than that
         self._stream: tuple[contextlib.ExitStack, Wire] | None = None
         self._there = False  # the staged file is whole, as far as it was written
+        self._written = 0
 
     def write(self, chunk: memoryview) -> None:
         if not len(chunk):
             return
+        self._written += len(chunk)
         if self._small is not None and len(self._small) + len(chunk) <= SMALL:
             self._small += chunk
             self._there = False
@@ -194,7 +196,7 @@ class RcloneUpload(Upload):
             try:
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     response = one.getresponse()
-                    answer(response.status, response.read(), "cannot write it", self.path)
+                    self._judge(response.status, response.read())
                 raise one.broken(error, "cannot write it", self.path) from error
             finally:
                 one.close()
@@ -224,8 +226,18 @@ class RcloneUpload(Upload):
         body = found[0].read()
         self._stream = None
         stack.close()
-        answer(found[0].status, body, "cannot write it", self.path)
+        self._judge(found[0].status, body)
         self._there = True
+
+    def _judge(self, status: int, body: bytes) -> None:
+        """What the far side made of the file. SFTP has no word for a full disk: then its size is held against the room."""
+        try:
+            answer(status, body, "cannot write it", self.path)
+        except UnknownError as error:
+            free = self._session.free_bytes()
+            if free is not None and free < self._written:
+                raise DiskFull(f"{error.what}; {free} bytes are free", path=self.path) from error
+            raise
 
     def filled(self) -> None:
         """`push` has written all of it."""
@@ -259,13 +271,3 @@ class RcloneUpload(Upload):
                 self._finish()  # a request that is ended in order leaves nobody behind who still writes
         with contextlib.suppress(NotFound):
             self._session.delete(self.staged)
-
-
-def hash_local(local: str, size: int, mtime_ns: int | None) -> str | None:
-    """SHA-256 of a local file by our own read; None if it is not the file that was announced."""
-    fd = os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        digest = hashlib.file_digest(file, "sha256")
-        st = os.fstat(fd)
-        same = st.st_size == file.tell() == size and mtime_ns in (None, st.st_mtime_ns)
-        return digest.hexdigest() if same else None

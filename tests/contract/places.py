@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from blocks.storage import LocalStorage, SftpStorage
+from blocks.storage import LocalStorage, ScpStorage, SftpStorage
 from blocks.storage.base import Storage
 from blocks.storage.rclone import RcloneStorage
+from blocks.storage.rsync import RsyncStorage
 
 
 class Place(ABC):
@@ -147,7 +148,8 @@ def local_tmpfs(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 def _sftp(request: pytest.FixtureRequest, **options: object) -> Iterator[Place]:
     server = request.getfixturevalue("sshd")
-    folder, info = server.new_folder(), server.info
+    folder, info = server.new_folder() / "root", server.info
+    folder.mkdir()
     fields = {"user": info["user"], "key_file": info["key"], "known_hosts": info["known_hosts"], **options}
     yield FolderPlace(SftpStorage(host=info["host"], port=info["port"], root=str(folder), **fields), folder)
 
@@ -161,6 +163,15 @@ def sftp(request: pytest.FixtureRequest) -> Iterator[Place]:
 def sftp_only(request: pytest.FixtureRequest) -> Iterator[Place]:
     """No shell, and none of OpenSSH's extensions: as other vendors' servers."""
     yield from _sftp(request, user="bare")
+
+
+@place("scp")
+def scp(request: pytest.FixtureRequest) -> Iterator[Place]:
+    server = request.getfixturevalue("sshd_without_sftp")
+    folder, info = server.new_folder() / "root", server.info
+    folder.mkdir()
+    login = {"user": info["user"], "password": info["password"], "known_hosts": info["known_hosts"]}
+    yield FolderPlace(ScpStorage(host=info["host"], port=info["port"], root=str(folder), **login), folder)
 
 
 @place("rclone-local")
@@ -177,3 +188,18 @@ def rclone_sftp(request: pytest.FixtureRequest) -> Iterator[Place]:
     folder = request.getfixturevalue("sshd").new_folder() / "root"
     folder.mkdir()
     yield FolderPlace(RcloneStorage(remote="nas", root=str(folder), config=config), folder)
+
+
+@place("rsync")
+def rsync(request: pytest.FixtureRequest) -> Iterator[Place]:
+    server = request.getfixturevalue("sshd")
+    folder = server.new_folder() / "root"
+    folder.mkdir()
+    info = server.info
+    yield FolderPlace(
+        RsyncStorage(
+            host=info["host"], port=info["port"], user=info["user"], key_file=info["key"],
+            known_hosts=info["known_hosts"], root=str(folder),
+        ),
+        folder,
+    )  # fmt: skip
