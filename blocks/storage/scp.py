@@ -55,12 +55,16 @@ FAILURES: list[tuple[str, type[OnblockError], str | None]] = [
         "the host's file system refuses it",
     ),
     (r"Too many levels of symbolic links", ConfigError, "put the file or folder itself there, not a link"),
-    (r"not found|applet not found", ToolMissing, "install it on the host, or use another storage"),
+    (r"(applet )?not found", ToolMissing, "install it on the host, or use another storage"),
     (r"No such file or directory", NotFound, None),
-    (r"File exists|Is a directory|Not a directory|Directory not empty|not a regular file", Conflict, None),
+    (
+        r"cannot overwrite|File exists|Is a directory|Not a directory|Directory not empty|not a regular file",
+        Conflict,
+        None,
+    ),
     (r"Stale file handle|Transport endpoint is not connected|Connection timed out", NetworkError, None),
 ]
-"""The one table for what programs of the host say (in English: LC_ALL=C). What is not here is UNKNOWN."""
+"""The one table for what programs of the host say after a colon (in English: LC_ALL=C). What is not here is UNKNOWN."""
 
 STATUS: dict[int, tuple[type[OnblockError], str]] = {
     CONFLICT: (Conflict, "something is already at the final name"),
@@ -79,8 +83,11 @@ onblock_take() { # temporary name, final name: never over anything. link(2) refu
   mv -nT "$1" "$2" || return 1
   [ ! -e "$1" ] || return 71
 }
+onblock_enter() { # sh says of a folder only that it cannot enter; ls says why
+  cd "$1" 2>/dev/null || { ls -d "$1/." >/dev/null; exit 72; }
+}
 onblock_list() { # the folder's entries: type and mode in hex, size, mtime, name; by find -printf, or one by one
-  cd "$1" || exit 72
+  onblock_enter "$1"
   if [ "$onblock_find" = 1 ]; then find . -mindepth 1 -maxdepth 1 -printf '%y %s %T@ %f\0'; return; fi
   ls >/dev/null || return 1
   for n in * .[!.]* ..?*; do
@@ -93,14 +100,16 @@ onblock_list() { # the folder's entries: type and mode in hex, size, mtime, name
 
 def said(status: int, words: str, doing: str, path: str = "") -> OnblockError:
     """The class of the taxonomy for what a program of the host said, by `FAILURES` and `STATUS`."""
-    if status in (CONFLICT, NO_FOLDER, MISSING):
-        kind, told = STATUS[status]
-        return kind(f"{doing}: {told}", path=path)
-    for pattern, kind, remedy in FAILURES:
-        if re.search(pattern, words):
-            return kind(f"{doing}: {words[:300]}", path=path, remedy=remedy)
     kind, told = STATUS.get(status, (UnknownError, f"status {status}"))
-    return kind(f"{doing}: {words[:300] or told}", path=path)
+    remedy = None
+    if status not in (CONFLICT, MISSING):  # those are certain, whatever was said beside
+        for part in reversed(re.split(": |; ", words)):  # the cause comes last, after names that may look like one
+            if found := next((line for line in FAILURES if re.match(line[0], part)), None):
+                _, kind, remedy = found
+                break
+    if words and status not in (CONFLICT, MISSING):
+        told = words if len(words) <= 300 else f"... {words[-300:]}"
+    return kind(f"{doing}: {told}", path=path, remedy=remedy)
 
 
 class ScpStorage(SshStorage):
@@ -165,9 +174,9 @@ class ScpSession(Session):
         """Where the root is, and what this host's programs can do."""
         root = self.storage.root
         root = root[2:] if root.startswith("~/") else "." if root == "~" else root
-        make = b"mkdir -p " + self.word(root) + b" && " if self.storage.create_root else b""
+        make = b"mkdir -p " + self.word(root) + b" || exit\n" if self.storage.create_root else b""
         script = (
-            make + b"cd " + self.word(root) + b" || exit 1\n"
+            make + b"onblock_enter " + self.word(root) + b"\n"
             b"command -v scp >/dev/null && printf 'scp '\n"
             b"command -v sha256sum >/dev/null && printf 'sha256sum '\n"
             b"[ -n \"$(find . -maxdepth 0 -printf x 2>/dev/null)\" ] && printf 'find '\n"
@@ -382,7 +391,7 @@ class ScpSession(Session):
         else:
             clear = b"rm -f " + word + b"\n"
         folder = names.temporary(path, key).rpartition("/")[0]
-        make = b"cd " + self.word(self._root or "/") + b" || exit 72\n"
+        make = b"onblock_enter " + self.word(self._root or "/") + b"\n"
         make += b"mkdir -p " + self.word(folder) + b" || exit\n" if folder else b""
         # sh writes with O_CREAT: as the account's umask says
         out = self.run(make + clear + b": >> " + word + b" && stat -c %s " + word, "cannot write there", path)
@@ -417,6 +426,8 @@ class ScpSession(Session):
 
     def _commit_page(self, uploads: list[ScpUpload]) -> list[str | OnblockError]:
         """Many files by one script: one line of its output for each."""
+        from blocks.storage.ssh import told
+
         done: list[str | OnblockError] = []
         scripts: list[bytes] = []
         for upload in uploads:
@@ -434,17 +445,15 @@ class ScpSession(Session):
             for upload in fine:
                 scripts.append(b"onblock_take " + self.word(upload.staged) + b" " + self.word(self.at(upload.path)))
             marks = b" 2>&1\nprintf '\\000%d\\000' $?\n".join([*scripts, b""])
-            told = self.run(marks + b"exit 0", "cannot give them their final names").split(b"\0")
+            out = self.run(marks + b"exit 0", "cannot give them their final names").split(b"\0")
             arrived: list[str] = []
-            answers = iter(zip(told[::2], told[1::2], strict=False))
+            answers = iter(zip(out[::2], out[1::2], strict=False))
             for n, result in enumerate(done):
                 if isinstance(result, str):
                     words, status = next(answers)
                     if int(status):
                         about = f"cannot give it its final name at {self.storage.address}"
-                        done[n] = said(
-                            int(status), names.display(words.decode("utf-8", "replace").strip()), about, result
-                        )
+                        done[n] = said(int(status), told(words), about, result)
                     else:
                         arrived.append(self.at(result))
             if arrived:
@@ -521,19 +530,18 @@ class ScpReader(Reader):
 
     def _ended(self) -> None:
         """The stream is over: only a program that ended well has given all."""
-        from blocks.storage.ssh import Failed, exit_status
+        from blocks.storage.ssh import Failed, exit_status, told
 
         if self._left is not None:
             raise EOFError
         if status := exit_status(self._channel):
-            raise Failed(status, names.display(self._channel.recv_stderr(4096).decode("utf-8", "replace").strip()))
+            raise Failed(status, told(self._channel.recv_stderr(4096)))
 
     def info(self) -> FileInfo:
         return self._session.look_again(self.path, self._inode)
 
     def close(self) -> None:
-        if self._session.connection.transport.is_active():
-            self._channel.close()
+        self._session.connection.drop(self._channel)
 
 
 class ScpUpload(Upload):
@@ -550,25 +558,31 @@ class ScpUpload(Upload):
 
     def write(self, chunk: memoryview) -> None:
         with self._session.telling("cannot write it", self.path), chunk.cast("B") as rest:
-            at = 0
-            while at < len(rest):
-                if self._channel is None:
-                    self._start()
+            try:
+                self._send(rest)
+            except OSError:
                 channel = self._channel
-                assert channel is not None
-                end = len(rest) if self._left is None else min(len(rest), at + self._left)
-                part = b""
-                for start in range(at, end, PACKET):
-                    part = bytes(rest[start : min(end, start + PACKET)])
-                    channel.sendall(part)
-                    if self._left is not None:
-                        self._tail = (self._tail + part)[-TAIL:]
-                self._at += end - at
-                if self._left is not None:
-                    self._left -= end - at
-                    if not self._left:
-                        self._finish()
-                at = end
+                if channel is None or not channel.closed or not self._session.connection.transport.is_active():
+                    raise
+                _refused(channel, b"", self.path)  # the program has ended, and said why
+
+    def _send(self, rest: memoryview) -> None:
+        at = 0
+        while at < len(rest):
+            if self._channel is None:
+                self._start()
+            channel = self._channel
+            assert channel is not None
+            end = len(rest) if self._left is None else min(len(rest), at + self._left)
+            for start in range(at, end, PACKET):
+                channel.sendall(bytes(rest[start : min(end, start + PACKET)]))
+            self._at += end - at
+            if self._left is not None:
+                self._tail = (self._tail + bytes(rest[max(at, end - TAIL) : end]))[-TAIL:]
+                self._left -= end - at
+                if not self._left:
+                    self._finish()
+            at = end
 
     def _start(self) -> None:
         word, execute = self._session.word(self.staged), self._session.connection.execute
@@ -582,7 +596,7 @@ class ScpUpload(Upload):
 
     def _finish(self) -> None:
         """All that was written lies at the host, whatever it went by."""
-        from blocks.storage.ssh import Failed, exit_status
+        from blocks.storage.ssh import Failed, exit_status, told
 
         channel, left = self._channel, self._left
         self._channel = self._left = None
@@ -596,8 +610,8 @@ class ScpUpload(Upload):
             while channel.recv(4096):
                 pass
             status = exit_status(channel)
-            words = names.display(channel.recv_stderr(4096).decode("utf-8", "replace").strip())
-            channel.close()
+            words = told(channel.recv_stderr(4096))
+            self._session.connection.drop(channel)
             if not left:
                 if status:
                     raise Failed(status, words)
@@ -636,7 +650,7 @@ class ScpUpload(Upload):
                 update(memoryview(part))
             if exit_status(channel):
                 raise EOFError
-            channel.close()
+            self._session.connection.drop(channel)
         return True
 
     def _sync(self) -> None:
@@ -681,8 +695,8 @@ class ScpUpload(Upload):
 
     def abort(self) -> None:
         channel, self._channel, self._sealed = self._channel, None, True
-        if channel is not None and self._session.connection.transport.is_active():
-            channel.close()
+        if channel is not None:
+            self._session.connection.drop(channel)
         word = self._session.word(self.staged)
         self._session.run(
             b"rm -f " + word + b" || ! [ -e " + word + b" ]", "cannot remove the temporary file", self.path
@@ -710,7 +724,7 @@ def _line(channel: paramiko.Channel, path: str) -> bytes:
 
 
 def _refused(channel: paramiko.Channel, byte: bytes, path: str) -> None:
-    from blocks.storage.ssh import Failed, exit_status
+    from blocks.storage.ssh import Failed, exit_status, told
 
     words = byte if byte not in (b"\1", b"\2") else b""
     while byte and b"\n" not in words and len(words) < 8192:
@@ -723,7 +737,7 @@ def _refused(channel: paramiko.Channel, byte: bytes, path: str) -> None:
     status = 1
     if not words:
         status = exit_status(channel)
-    raise Failed(status, names.display(words.decode("utf-8", "replace").strip()))
+    raise Failed(status, told(words))
 
 
 def _mode(kind: str) -> int:

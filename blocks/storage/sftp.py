@@ -770,12 +770,16 @@ class SftpReader(Reader):
 
     def close(self) -> None:
         handle, self._handle = self._handle, b""
-        if handle and self._session.connection.transport.is_active():
+        if not handle:
+            return
+        try:
             with self._session.telling("cannot close it", self.path):
                 self._ahead.stop()
                 if self._look is not None:
                     self._session.wire.forget(self._look)
                 self._session.wire.forget(self._session.wire.send(Ask.CLOSE, handle))
+        except NetworkError:
+            return  # what was read is read
 
 
 class SftpUpload(Upload):

@@ -215,6 +215,12 @@ class Connection:
         finally:
             timer.cancel()
 
+    @staticmethod
+    def drop(channel: paramiko.Channel) -> None:
+        """Nobody needs this channel any more; whether the other side learns of it does not matter."""
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            channel.close()
+
     def close(self) -> None:
         """End the connection; never waits for the other side."""
         with contextlib.suppress(OSError):
@@ -270,7 +276,7 @@ class Shell:
             said += self._more(channel.recv_stderr)
         channel.settimeout(usual)
         if status := int(held):
-            raise Failed(status, names.display(said[: -len(mark)].decode("utf-8", "replace").strip()))
+            raise Failed(status, told(said[: -len(mark)]))
 
     @staticmethod
     def _more(receive: Callable[[int], bytes]) -> bytes:
@@ -281,7 +287,7 @@ class Shell:
 
     def close(self) -> None:
         """End the shell, and what it runs."""
-        self._channel.close()
+        Connection.drop(self._channel)
 
 
 def exit_status(channel: paramiko.Channel) -> int:
@@ -291,6 +297,11 @@ def exit_status(channel: paramiko.Channel) -> int:
     if channel.exit_status < 0:
         raise EOFError
     return channel.exit_status
+
+
+def told(said: bytes) -> str:
+    """What a program said on its error output, in one printable line."""
+    return "; ".join(map(names.display, said.decode("utf-8", "replace").strip().splitlines()))
 
 
 def quote(path: str) -> bytes:
