@@ -26,7 +26,7 @@ _numbers = itertools.count()
 class HdfsPlace(Place):
     """A folder of a cluster, seen by its superuser."""
 
-    many = 200
+    many, sequences = 200, 8
     puts_mtime = True
 
     def __init__(self, storage: Storage, cluster: Hdfs, root: str):
