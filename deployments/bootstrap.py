@@ -202,6 +202,11 @@ def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> 
 
 def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> None:
     """Deploy a job as `transfer/<job.name>`. Its inline storages become blocks: a parameter holds no secret."""
+    if job.schedule and "flight" in job.needs():
+        raise ConfigError(
+            f"the schedule of job {job.name!r} starts runs without a flight, and its path template needs {{flight}}",
+            remedy="take {flight} out of `path` ({date} may serve), or take out the schedule and give a flight with each run",
+        )
     for storage, role in [
         (job.source, "source"),
         *((d, f"destination-{i}") for i, d in enumerate(job.destinations, 1)),

@@ -67,6 +67,7 @@ def _flow_run(job: TransferJob, flight: str | None, device: str | None) -> dict[
     from blocks.errors import NetworkError
     from flows.transfer.flow import transfer
 
+    _told_by_prefect()
     with get_client(sync_client=True) as client:
         if (trouble := client.api_healthcheck()) is not None:
             raise NetworkError(
@@ -130,7 +131,8 @@ def plan(
     console = Console()
     console.print(table)
     rest = [f"{report[k]} {k}" for k in ("duplicates", "settling", "deferred", "blocked", "failed") if report[k]]
-    console.print(f"{scanned.files} scanned, {number} shipments" + "".join(f", {r}" for r in rest))
+    shipments_made = f"{number} shipment" + "s" * (number != 1)
+    console.print(f"{scanned.files} scanned, {shipments_made}" + "".join(f", {r}" for r in rest))
 
 
 @app.command()
@@ -208,6 +210,9 @@ def transfers_list(
     if as_json:
         _print_json({"files": [_as_json(r) for r in rows]})
         return
+    if not rows:
+        print("there are no such files; `onblock transfers` shows how many are in which state")
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -219,6 +224,8 @@ def transfers_list(
             Text(names.display(r["message"]) if r["message"] else ""),
         )  # fmt: skip
     Console().print(table)
+    if len(rows) == limit:
+        print(f"these are the first {limit}; `--limit` shows more")
 
 
 @transfers_app.command("retry")
@@ -235,7 +242,7 @@ def transfers_retry(
     with Ledger.open() as ledger:
         chosen = ids or [r["id"] for r in ledger.files(job=job, states=_states(state))]
         count = ledger.ask_again(chosen)
-    print(f"{count} queued again; the next run of their job takes them")
+    print(f"{count} queued again; the next run of their job takes them" if count else "there are no such files")
 
 
 def _states(given: list[str] | None) -> list[Any]:
@@ -328,16 +335,54 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"[bold]{summary['job']}[/]: {told(summary)}; {decimal(summary['bytes'])} in {seconds:.1f} s{rate}", markup=True
     )
     for how, n in summary["verified_by"].items():
-        out.print(f"  {n} verified by {how}", markup=False)
+        what = "already there with the same content" if how == "found" else f"verified by {how}"
+        out.print(f"  {n} {what}", markup=False)
+    if not (summary["scanned"] or summary["settling"]):
+        out.print("  the source shows no files that this job takes", markup=False)
     for d in summary["destinations"]:
         out.print(f"  at {d['place']}" + (f"/{d['folder']}" if d["folder"] else ""), markup=False)
         if d["manifest"] and (summary["delivered"] or summary["adopted"]):
             out.print(f"  manifest {d['manifest']}", markup=False)
     if summary["failed"] or summary["blocked"] or summary["deferred"]:
-        out.print(
-            f"  see `onblock transfers list --job {summary['job']} --state FAILED --state BLOCKED --state QUEUED`",
-            markup=False,
-        )
+        states = {"failed": ("FAILED", "QUARANTINED"), "blocked": ("BLOCKED",), "deferred": ("QUEUED",)}
+        which = " ".join(f"--state {s}" for key, names in states.items() if summary[key] for s in names)
+        out.print(f"  see `onblock transfers list --job {summary['job']} {which}`", markup=False, soft_wrap=True)
+
+
+MOST_WARNINGS = 20
+"""So many are printed: a full disk has one for each file."""
+
+
+def _told_here() -> None:
+    """What goes wrong is printed as it happens, by us and not once more by Prefect's handler."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.addFilter(_Few())
+    log = logging.getLogger("onblock")
+    log.addHandler(handler)
+    log.propagate = False
+
+
+def _told_by_prefect() -> None:
+    """In a flow run it is Prefect that prints, and keeps, what is logged."""
+    log = logging.getLogger("onblock")
+    log.handlers.clear()
+    log.propagate = True
+
+
+class _Few(logging.Filter):
+    """Lets the first warnings through. All of them are in the ledger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to print it."""
+        self._seen += 1
+        if self._seen == MOST_WARNINGS + 1:
+            record.msg, record.args = "and more of these; `onblock transfers list` shows them all", ()
+        return self._seen <= MOST_WARNINGS + 1
 
 
 class _Bar:
@@ -405,9 +450,7 @@ def main() -> None:
 def _main() -> None:
     from blocks.errors import OnblockError
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logging.getLogger("onblock").addHandler(handler)
+    _told_here()
     # the whole of a traceback is for us, not for whoever runs a job
     try:
         try:

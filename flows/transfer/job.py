@@ -407,7 +407,7 @@ def load_job(path: Path | str) -> TransferJob:
     except OSError as error:
         raise ConfigError(f"cannot read the job: {os.strerror(error.errno or 0)}", path=str(path)) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise ConfigError(f"is not YAML: {error}", path=str(path)) from error
+        raise ConfigError(f"is not YAML: {_said_by_yaml(error)}", path=str(path)) from error
     if not isinstance(data, dict):
         raise ConfigError("a job is a mapping of keys, such as `name:`, `source:`, `destination:`", path=str(path))
     try:
@@ -425,12 +425,29 @@ def load_job(path: Path | str) -> TransferJob:
         raise
 
 
+def _said_by_yaml(error: Exception) -> str:
+    """What is wrong and where, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    tab = "; indent with spaces, not with tabs" if "'\\t'" in problem else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
+
+
+_PLAIN = {
+    "bool_parsing": "is not true or false", "bool_type": "is not true or false",
+    "byte_size": "is no size, such as 500 KB or 1 MiB", "byte_size_unit": "has no unit of a size; write such as 500 KB or 1 MiB",
+    "time_delta_parsing": "is no duration, such as 30s, 10 min or 7d", "time_delta_type": "is no duration, such as 30s, 10 min or 7d",
+}  # fmt: skip
+"""Kinds of pydantic errors that say more about pydantic than about the job."""
+
+
 def explain(error: ValidationError) -> str:
     """What pydantic found, one line per problem: where, what, and the keys there are."""
     lines = []
     for e in error.errors():
         where = ".".join(str(p) for p in e["loc"]) or "job"
-        message = e["msg"].removeprefix("Value error, ")
+        message = _PLAIN.get(e["type"], e["msg"].removeprefix("Value error, "))
         if e["type"] == "extra_forbidden":
             message = "there is no such key"
             if len(e["loc"]) == 1:

@@ -190,6 +190,14 @@ def test_a_changed_job_changes_deployment_and_blocks(
 # -- what it refuses ------------------------------------------------------------------------------------------------
 
 
+def test_a_schedule_without_a_flight_that_the_path_needs(client: SyncPrefectClient, write_job: WriteJob) -> None:
+    """Each of its runs would fail, at half past five in the morning."""
+    path = write_job("no-flight", path="{flight}/{path}", schedule={"cron": "30 5 * * *"})
+    with pytest.raises(ConfigError, match="starts runs without a flight"):
+        bootstrap([path])
+    bootstrap([write_job("no-flight", path="{flight}/{path}")])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
