@@ -109,6 +109,7 @@ def hadoop_cli(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 SAMPLES["hadoop-cli"] = {
+    "test_the_table",
     "test_a_hostile_name_goes_all_the_way", "test_an_illegal_name_is_refused_by_every_method",
     "test_scan_enters_only_where_it_may",
     "test_read_from_an_offset", "test_read_of_what_is_not_there",
