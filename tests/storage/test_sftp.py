@@ -25,8 +25,9 @@ from blocks.errors import (
 )  # fmt: skip
 from blocks.storage import SftpStorage
 from blocks.storage.base import Session, aligned_buffer
-from blocks.storage.sftp import STATUS, SftpSession, refusal
+from blocks.storage.sftp import SftpSession
 from blocks.storage.sftp_messages import Refused
+from blocks.storage.sftp_server import STATUS, refusal
 from tests.contract.data import KIB, MIB, begin, fetch, listing, payload, send
 from tests.servers.faultproxy import FaultProxy, Way
 from tests.servers.sshd import Sshd
@@ -68,7 +69,7 @@ def test_every_account_delivers(sshd: Sshd, user: str, tools: set[str]) -> None:
     folder.chmod(0o777)
     data = payload(3 * MIB)
     with sftp(sshd, folder, user=user).open() as session:
-        assert session.tools == tools
+        assert session.server.tools == tools
         assert session.features.server_checksums == (("sha256",) if tools else ())
         for fresh in (False, True):
             upload = begin(session, "a/b/file", data, mtime_ns=1_234_567_890_000_000_000)
@@ -83,7 +84,7 @@ def test_every_account_delivers(sshd: Sshd, user: str, tools: set[str]) -> None:
 
 def test_the_shell_may_be_left_alone(sshd: Sshd) -> None:
     with sftp(sshd, use_shell=False).open() as session:
-        assert session.tools == set()
+        assert session.server.tools == set()
 
 
 def test_a_shell_that_sees_another_folder_is_not_believed(sshd: Sshd) -> None:
@@ -93,9 +94,9 @@ def test_a_shell_that_sees_another_folder_is_not_believed(sshd: Sshd) -> None:
         folder.rename(folder.with_name("elsewhere-" + folder.name))
         folder.mkdir()
         os.utime(folder, (1, 1))
-        session._root = os.fsencode(folder.with_name("elsewhere-" + folder.name))
-        session._quoted = lambda path: os.fsencode(folder)  # type: ignore[method-assign]
-        assert session._look_for_tools() == set()
+        session.server.root = os.fsencode(folder.with_name("elsewhere-" + folder.name))
+        session.server.quoted = lambda path: os.fsencode(folder)  # type: ignore[method-assign]
+        assert session.server._look_for_tools() == set()
 
 
 def test_roots(sshd: Sshd, tmp_path: Path) -> None:
@@ -446,7 +447,7 @@ class Turns:
 
     def __init__(self, session: SftpSession):
         self.count, self._sent = 0, False
-        send, answer = session.wire.send, session.wire.answer
+        send, answer = session.server.wire.send, session.server.wire.answer
 
         def sending(*request: Any) -> int:
             self._sent = True
@@ -456,7 +457,7 @@ class Turns:
             self.count, self._sent = self.count + self._sent, False
             return answer(number, *kind)
 
-        session.wire.send, session.wire.answer = sending, answering  # type: ignore[method-assign]
+        session.server.wire.send, session.server.wire.answer = sending, answering  # type: ignore[method-assign]
 
     def taken(self) -> int:
         count, self.count = self.count, 0
@@ -494,14 +495,14 @@ def test_reading_stops_when_nobody_wants_more(sshd: Sshd) -> None:
                 assert reader.readinto(view := bytearray(100)) == 100
                 assert view == data[n : n + 100]
         send(session, "g", data)
-        assert not session.wire._answers and len(session.wire._nobodys) < 40
+        assert not session.server.wire._answers and len(session.server.wire._nobodys) < 40
 
 
 def test_a_rekey_in_the_middle(sshd: Sshd) -> None:
     """paramiko asks for new keys after 512 MiB; here sooner."""
     data = payload(16 * MIB)
     with sftp(sshd).open() as session:
-        session.connection.transport.packetizer.REKEY_BYTES = MIB  # type: ignore[misc]
+        session.server.connection.transport.packetizer.REKEY_BYTES = MIB  # type: ignore[misc]
         send(session, "f", data)
         assert fetch(session, "f", step=MIB) == data
 
