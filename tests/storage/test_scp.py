@@ -25,7 +25,8 @@ from blocks.errors import (
 )
 from blocks.storage import ScpStorage
 from blocks.storage.base import Session, aligned_buffer
-from blocks.storage.scp import FAILURES, STATUS, ScpReader, said
+from blocks.storage.scp_files import ScpReader
+from blocks.storage.scp_host import FAILURES, STATUS, said
 from tests.contract.data import KIB, MIB, begin, fetch, listing, payload, send
 from tests.servers.faultproxy import FaultProxy
 from tests.servers.sshd import Sshd
@@ -80,10 +81,10 @@ def test_a_host_without_gnu_tools(sshd_without_sftp: Sshd) -> None:
     root = sshd_without_sftp.new_folder()
     (root / "d").mkdir()
     with scp(sshd_without_sftp, root).open() as session:
-        assert session.tools == {"scp", "sha256sum", "find", "nanoseconds", "sync"}
-        session.tools.clear()
-        session.hashes = False
-        session._stat = b"stat -c '%f %s %Y %i %h' "
+        assert session.host.tools == {"scp", "sha256sum", "find", "nanoseconds", "sync"}
+        session.host.tools.clear()
+        session.host.hashes = False
+        session.host._stat = b"stat -c '%f %s %Y %i %h' "
         for name in ("file", "d/-x", "d/.hidden", "d/..two", "d/new\nline", "d/a b"):
             upload = begin(session, name, data[:70_000], mtime_ns=1_234_567_890_500_000_000)
             assert upload.digest(fresh=True) == hashlib.sha256(data[:70_000]).hexdigest()
@@ -345,7 +346,7 @@ def test_a_program_that_is_killed_is_no_end_of_file(sshd_without_sftp: Sshd) -> 
     root = sshd_without_sftp.new_folder()
     os.mkfifo(root / "fifo")
     with scp(sshd_without_sftp, root).open() as session:
-        reader = ScpReader(session, "fifo", str(root / "fifo"), 1, "")
+        reader = ScpReader(session.host, "fifo", str(root / "fifo"), 1, "")
         with (root / "fifo").open("wb") as pipe:
             pipe.write(payload(60_000))
             pipe.flush()
