@@ -30,8 +30,8 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from deployments import up
-from deployments.bootstrap import limits
 from deployments.flight import CLIPS, PHOTOS, TELEMETRY, correct_altitudes, make_card
+from deployments.server import limits
 
 FLIGHT = "flight-0042"
 DEVICE = "card"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blocks.home import home
-from deployments.bootstrap import POOL
+from deployments.server import POOL
 
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 """Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""

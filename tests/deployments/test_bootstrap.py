@@ -25,7 +25,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from blocks.errors import ConfigError, NetworkError
 from blocks.storage import STORAGES, LocalStorage
 from deployments import bootstrap as boot
-from deployments.bootstrap import Report, bootstrap, main
+from deployments.bootstrap import bootstrap, main
+from deployments.deploy import ENTRYPOINT, block_name, deploy_file
+from deployments.server import POOL, Report
 from deployments.up import descendants, port_trouble, up
 from tests.deployments.conftest import answers, end, free_port, until
 
@@ -49,10 +51,10 @@ def test_the_demo_is_registered_and_deployed(client: SyncPrefectClient) -> None:
 
     for slug, cls in STORAGES.items():
         assert client.read_block_type_by_slug(slug).name == cls._block_type_name
-    assert client.read_work_pool(boot.POOL).type == "process"
+    assert client.read_work_pool(POOL).type == "process"
     deployment = client.read_deployment_by_name("transfer/demo-flight")
-    assert deployment.work_pool_name == boot.POOL
-    assert deployment.entrypoint == boot.ENTRYPOINT and not deployment.pull_steps and deployment.path is None
+    assert deployment.work_pool_name == POOL
+    assert deployment.entrypoint == ENTRYPOINT and not deployment.pull_steps and deployment.path is None
     assert [(s.schedule.cron, s.schedule.timezone, s.active) for s in deployment.schedules] == [  # type: ignore[union-attr]
         ("30 5 * * *", "Europe/Berlin", True)
     ]
@@ -82,12 +84,12 @@ def test_a_job_becomes_a_deployment_with_blocks_schedule_and_zone(
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("30 2 * * *", "Europe/Berlin")
     job = deployment.parameters["job"]
     assert job["schedule"] == NIGHTLY and job["include"] == ["*.mp4"]
-    card = LocalStorage.load(boot.block_name("Card_To.NAS", "source"))
+    card = LocalStorage.load(block_name("Card_To.NAS", "source"))
     assert isinstance(card, LocalStorage) and card.root == str(tmp_path / "card")
     assert job["source"] == {"$ref": {"block_document_id": str(card._block_document_id)}}
     assert "root" not in str(deployment.parameters)
-    assert boot.block_name("Card_To.NAS", "source") != boot.block_name("card-to-nas", "source")
-    assert boot.block_name("nightly", "destination-1") == "nightly-destination-1"
+    assert block_name("Card_To.NAS", "source") != block_name("card-to-nas", "source")
+    assert block_name("nightly", "destination-1") == "nightly-destination-1"
 
 
 def test_a_storage_named_in_a_job_is_referred_to_and_not_copied(client: SyncPrefectClient, write_job: WriteJob) -> None:
@@ -222,7 +224,7 @@ def test_a_bad_prefect_yaml_is_refused(
     path.write_text(yaml.safe_dump({"deployments": [{**entry, "name": "bad", **change}]}))
 
     with pytest.raises(ConfigError, match=says) as refusal:
-        boot.deploy_file(client, path, Report())
+        deploy_file(client, path, Report())
 
     assert f"{path}, bad" in str(refusal.value) and "/secret" not in str(refusal.value)
     with pytest.raises(ObjectNotFound):
@@ -262,7 +264,7 @@ def test_a_worker_runs_the_deployment_and_the_files_arrive(
     recording = os.urandom(300_000)
     (tmp_path / "card" / "DCIM").mkdir(parents=True)
     (tmp_path / "card" / "DCIM" / "clip 1.mp4").write_bytes(recording)
-    log = worker(boot.POOL)
+    log = worker(POOL)
 
     run = subprocess.run(
         [sys.executable, "-m", "prefect", "deployment", "run", "transfer/delivers", "--param", "flight=OB-12",

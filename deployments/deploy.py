@@ -1,0 +1,240 @@
+"""Deployments: a JOB.yaml or an entry of prefect.yaml, checked and brought to a Prefect server if it has changed.
+
+The blocks, limits and pool they name are in `server.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from blocks.errors import ConfigError
+from deployments.server import POOL, Report, create_limits, save_inline
+
+if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from blocks.storage.base import Storage
+    from flows.transfer.job import TransferJob
+
+ENTRYPOINT = "flows.transfer.flow.transfer"
+KEYS = {
+    "name", "entrypoint", "description", "tags", "work_pool", "schedules", "parameters", "triggers",
+    "concurrency_limit", "paused", "pull",
+}  # fmt: skip
+"""Keys of a deployment in prefect.yaml that are understood here; another one is refused, not skipped."""
+
+
+def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> None:
+    """Deploy a job as `transfer/<job.name>`. Its inline storages become blocks: a parameter holds no secret."""
+    if job.schedule and "flight" in job.needs():
+        raise ConfigError(
+            f"the schedule of job {job.name!r} starts runs without a flight, and its path template needs {{flight}}",
+            remedy="take {flight} out of `path` ({date} may serve), or take out the schedule and give a flight with each run",
+        )
+    for storage, role in [
+        (job.source, "source"),
+        *((d, f"destination-{i}") for i, d in enumerate(job.destinations, 1)),
+    ]:
+        if storage._block_document_id is None:
+            save_inline(storage, block_name(job.name, role), report)
+    plain = job.model_dump(mode="json", exclude_unset=True, exclude={"source", "destination", "more_destinations"})
+    entry = {
+        "name": job.name,
+        "entrypoint": ENTRYPOINT,
+        "description": f"{job.source.place()} to {', '.join(d.place() for d in job.destinations)}",
+        "tags": ["onblock"],
+        "parameters": {"job": {
+            **plain, "source": _ref(job.source), "destination": _ref(job.destination),
+            "more_destinations": [_ref(d) for d in job.more_destinations],
+        }},
+        "schedules": [job.schedule.model_dump()] if job.schedule else [],
+    }  # fmt: skip
+    deploy(client, entry, report)
+
+
+def block_name(job: str, role: str) -> str:
+    """The name of a block made from a job: Prefect takes small letters, digits and dashes; the digest keeps two
+    jobs apart whose names differ in what it does not take."""
+    plain = re.sub(r"[^a-z0-9-]", "-", job.lower())
+    if plain != job:
+        plain += "-" + hashlib.sha256(job.encode()).hexdigest()[:6]
+    return f"{plain}-{role}"
+
+
+def deploy_file(client: SyncPrefectClient, path: Path, report: Report) -> None:
+    """Deploy every deployment of a prefect.yaml. Raises ConfigError that names the file and the deployment."""
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        report.kept.append(
+            f"no {path.name} in {path.parent}: no deployments from it"
+        )  # installed without the repository
+        return
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
+    entries = data.get("deployments") if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
+        raise ConfigError("has no list `deployments:` of mappings with a `name:`", path=str(path))
+    for entry in entries:
+        try:
+            if "{{" in json.dumps({k: v for k, v in entry.items() if k != "triggers"}, default=str):
+                raise ConfigError("`{{ }}` is not filled in here; write the value, or use `prefect deploy`")
+            deploy(client, entry, report)
+        except ConfigError as error:
+            error.path = error.path or f"{path}, {entry['name']}"
+            raise
+
+
+def deploy(client: SyncPrefectClient, entry: dict[str, Any], report: Report) -> None:
+    """Deploy one entry, written as in prefect.yaml, unless the same was deployed before; and create its limits."""
+    from prefect.exceptions import ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+
+    if unknown := sorted(set(entry) - KEYS):
+        raise ConfigError(f"there is no key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
+    flow = _load_flow(entry.get("entrypoint", ENTRYPOINT))
+    parameters = ids_for_slugs(client, entry.get("parameters") or {})
+    create_limits(client, _check_parameters(flow, parameters), report)
+    pool = entry.get("work_pool") or {}
+    if not isinstance(pool, dict):
+        raise ConfigError("`work_pool` is a mapping, such as `{name: onblock}`")
+    content: dict[str, Any] = {
+        "entrypoint": entry.get("entrypoint", ENTRYPOINT),
+        "description": entry.get("description") or flow.description,
+        "tags": entry.get("tags") or [],
+        "work_pool_name": pool.get("name", POOL),
+        "work_queue_name": pool.get("work_queue_name"),
+        "job_variables": pool.get("job_variables") or {},
+        "parameters": parameters,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "enforce_parameter_schema": True,
+        "concurrency_limit": entry.get("concurrency_limit"),
+        "paused": entry.get("paused"),
+        "pull_steps": [],
+    }
+    schedules, triggers = entry.get("schedules") or [], entry.get("triggers") or []
+    version = _fingerprint([content, schedules, triggers])
+    label = f"deployment {flow.name}/{entry['name']}"
+    try:
+        if client.read_deployment_by_name(f"{flow.name}/{entry['name']}").version == version:
+            report.kept.append(label)
+            return
+        done = report.changed
+    except ObjectNotFound:
+        done = report.made
+    # both are checked before anything is written; the server replaces the schedules with these
+    planned, hooks = [_schedule(s) for s in schedules], _triggers(entry["name"], triggers)
+    deployment_id = client.create_deployment(
+        flow_id=client.create_flow_from_name(flow.name), name=entry["name"], version=version, schedules=planned, **content
+    )  # fmt: skip
+    # triggers are anonymous automations that the deployment owns: replaced, as `prefect deploy` does it
+    client.delete_resource_owned_automations(f"prefect.deployment.{deployment_id}")
+    for hook in hooks:
+        hook.set_deployment_id(deployment_id)
+        client.create_automation(hook.as_automation())
+    done.append(label + "".join(f", {s['cron']} {s.get('timezone', 'UTC')}" for s in schedules if s.get("cron")))
+
+
+def ids_for_slugs(client: SyncPrefectClient, value: Any) -> Any:
+    """`value` with every `$ref` by slug as a `$ref` by id: only with ids does the UI open its form filled in."""
+    if isinstance(value, list):
+        return [ids_for_slugs(client, v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ref = value.get("$ref")
+    slug = ref.get("block_document_slug") if isinstance(ref, dict) else None
+    if slug is None:
+        return {k: ids_for_slugs(client, v) for k, v in value.items()}
+    from prefect.exceptions import ObjectNotFound
+
+    kind, _, name = str(slug).partition("/")
+    try:
+        block = client.read_block_document_by_name(name, kind, include_secrets=False)
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"the Prefect server knows no block {slug!r}", remedy="make it in the UI, or correct it"
+        ) from error
+    return {"$ref": {"block_document_id": str(block.id)}}
+
+
+def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> set[str]:
+    """Refuse parameters the flow would refuse, and storages written out in them; the devices they name."""
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.transfer.job import TransferJob
+
+    job = parameters.get("job")
+    if isinstance(job, dict):
+        several = [*(job.get("more_destinations") or []), *(job.get("destinations") or [])]
+        storages = [job.get("source"), job.get("destination"), *several]
+        if not all(s is None or (isinstance(s, dict) and set(s) == {"$ref"}) for s in storages):
+            raise ConfigError(
+                "a storage is written out in the parameters, where anybody can read its secrets",
+                remedy="make a block of it and name it: `$ref: {block_document_slug: TYPE/NAME}`, or deploy a JOB.yaml",
+            )
+    try:
+        checked = flow.validate_parameters(parameters)
+    except (ParameterTypeError, TypeError) as error:
+        raise ConfigError(f"flow {flow.name!r} would not take these parameters: {error}") from error
+    devices = {v.device for v in checked.values() if isinstance(v, TransferJob)} | {parameters.get("device")}
+    return {d for d in devices if d}
+
+
+def _load_flow(entrypoint: str) -> Flow[..., Any]:
+    """The flow of a module entrypoint. ConfigError for a file: a worker elsewhere would look for it in its own folder."""
+    from prefect.exceptions import MissingFlowError
+    from prefect.flows import load_flow_from_entrypoint
+
+    if ":" in entrypoint:
+        raise ConfigError(f"entrypoint {entrypoint!r} is a file; write the module, such as {ENTRYPOINT}")
+    try:
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except (ImportError, AttributeError, ValueError, MissingFlowError) as error:
+        raise ConfigError(f"entrypoint {entrypoint!r} cannot be loaded: {error}") from error
+
+
+def _schedule(entry: Any) -> Any:
+    """A schedule of prefect.yaml (`cron`, `interval` or `rrule`, with `timezone`) as the client wants it."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
+    from pydantic import ValidationError
+
+    classes = {"cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule}
+    kinds = [k for k in classes if isinstance(entry, dict) and k in entry]
+    if len(kinds) != 1:
+        raise ConfigError(f"a schedule has one of {', '.join(classes)}; this one is {entry!r}")
+    outer = {k: entry[k] for k in ("active", "parameters", "slug") if k in entry}
+    try:
+        inner = classes[kinds[0]].model_validate({k: v for k, v in entry.items() if k not in outer})
+        return DeploymentScheduleCreate(schedule=inner, **outer)
+    except ValidationError as error:
+        raise ConfigError(f"bad schedule {entry!r}: {error}") from error
+
+
+def _triggers(name: str, entries: Sequence[dict[str, Any]]) -> list[Any]:
+    """Triggers of prefect.yaml, named after their deployment where they have no name."""
+    from prefect.events import DeploymentTriggerTypes
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
+    try:
+        named = [{"name": f"{name}: trigger {i}", **e} for i, e in enumerate(entries, 1)]
+        return [adapter.validate_python(e) for e in named]
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"bad trigger: {error}") from error
+
+
+def _ref(storage: Storage) -> dict[str, Any]:
+    return {"$ref": {"block_document_id": str(storage._block_document_id)}}
+
+
+def _fingerprint(content: Any) -> str:
+    return "onblock-" + hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,126 @@
+"""What a Prefect server must have before anything runs on it: block types and blocks, limits, the work pool.
+
+What is there already stays as people made it. Deployments are in `deploy.py`, the whole of it in `bootstrap.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from blocks.errors import ConfigError
+from blocks.home import home
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from blocks.storage.base import Storage
+
+POOL = "onblock"
+"""The work pool of the server's own worker. A device's agent has its own, `device-<name>`."""
+ALL_TAG, ALL_LIMIT = "onblock", 4
+"""The tag that every shipment carries, and how many run at a time."""
+DEVICE_LIMIT = 2
+"""How many shipments read from one device at a time (tag `device:<name>`)."""
+DEMO_BLOCKS = {"demo-card": "card", "demo-archive": "archive"}
+"""Blocks of the demo deployment, and their folders below ONBLOCK_HOME/demo."""
+
+
+@dataclass
+class Report:
+    """What was made, changed, and found as it should be, one line each."""
+
+    made: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def register_blocks(report: Report) -> None:
+    """Register every storage as a block type, and make the demo's blocks if they are not there."""
+    from blocks.storage import STORAGES, LocalStorage
+
+    for cls in STORAGES.values():
+        cls.register_type_and_schema(_sync=True)  # pyright: ignore[reportCallIssue]
+    for name, folder in DEMO_BLOCKS.items():
+        if load_block(LocalStorage, name):
+            report.kept.append(f"block local-storage/{name}")
+            continue
+        root = home() / "demo" / folder
+        root.mkdir(parents=True, exist_ok=True)
+        if folder == "card" and not any(root.iterdir()):
+            (root / "README.txt").write_text("A card of the demo. What you put here, transfer/demo-flight delivers.\n")
+        block = LocalStorage(root=str(root), create_root=True)
+        block.save(name, _sync=True)  # pyright: ignore[reportCallIssue]
+        report.made.append(f"block local-storage/{name}: {root}")
+
+
+def load_block(cls: type[Storage], name: str) -> Storage | None:
+    """The block of this type and name, with its secrets; None if there is none."""
+    from pydantic import ValidationError
+
+    from flows.transfer.job import explain
+
+    try:
+        return cls.load(name, _sync=True)  # pyright: ignore[reportCallIssue]
+    except (ValueError, RuntimeError) as error:
+        if "Unable to find block document" in str(error):
+            return None
+        # what pydantic prints holds the values it refused, so maybe a secret
+        trouble = explain(error) if isinstance(error, ValidationError) else type(error).__name__
+        raise ConfigError(
+            f"block {cls._block_type_slug}/{name} does not fit this version of onblock: {trouble}",
+            remedy="correct it in the Prefect UI, or delete it there",
+        ) from None
+
+
+def save_inline(storage: Storage, name: str, report: Report) -> None:
+    """Save a storage of a JOB.yaml as the block `name`, unless that block is the same already."""
+    label = f"block {storage._block_type_slug}/{name}"
+    there = load_block(type(storage), name)
+    if there is not None and _fields(there.model_dump()) == _fields(storage.model_dump()):
+        storage._block_document_id = there._block_document_id
+        report.kept.append(label)
+        return
+    storage.save(name, overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue]
+    (report.made if there is None else report.changed).append(f"{label}: {storage.place()}")
+
+
+def _fields(value: Any) -> Any:
+    """A dumped block without what Prefect adds once it is saved (`_block_document_id` ...), nested blocks too."""
+    if isinstance(value, dict):
+        return {k: _fields(v) for k, v in value.items() if not k.startswith("_")}
+    return [_fields(v) for v in value] if isinstance(value, list) else value
+
+
+def limits(devices: Iterable[str]) -> dict[str, int]:
+    """The tags that the flow demands a limit for, and how many tasks of each run at a time."""
+    return {ALL_TAG: ALL_LIMIT, **{f"device:{d}": DEVICE_LIMIT for d in sorted(set(devices))}}
+
+
+def create_limits(client: SyncPrefectClient, devices: Iterable[str], report: Report) -> None:
+    """Create the limits `onblock` and `device:<name>` where there are none; one that is there stays as it is."""
+    from prefect.exceptions import ObjectNotFound
+
+    for tag, slots in limits(devices).items():
+        try:
+            limit = client.read_concurrency_limit_by_tag(tag)
+            report.kept.append(f"limit {tag}: {limit.concurrency_limit}")
+        except ObjectNotFound:
+            client.create_concurrency_limit(tag=tag, concurrency_limit=slots)
+            report.made.append(f"limit {tag}: {slots}")
+
+
+def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> None:
+    """Create the work pool, of type process, if it is not there."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+    from prefect.workers.process import ProcessWorker
+
+    # the template is given here: without it the pool takes no environment or working directory
+    template = ProcessWorker.get_default_base_job_template()
+    try:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        report.made.append(f"work pool {name}")
+    except ObjectAlreadyExists:
+        report.kept.append(f"work pool {name}")
