@@ -25,7 +25,7 @@ from blocks.errors import (
     Cancelled,
     ConfigError,
     Conflict,
-    HashMismatch,
+    DiskFull,
     NetworkError,
     NotFound,
     OnblockError,
@@ -309,6 +309,20 @@ class HadoopCliSession(Session):
             upload.take_up()
         return upload
 
+    def over_quota(self, full: str, path: str) -> OnblockError | None:
+        """DiskFull if a folder above has no room left for one more block."""
+        folders = [folder for n in range(1, full.count("/")) if (folder := full.rsplit("/", n)[0])]
+        block = self.storage.block_size * (self.storage.replication or 1)
+        for line in self.hadoop.run("-count", "-q", *map(escape, folders)).out.splitlines():
+            m = re.match(rb"\s*\S+\s+\S+\s+(\d+)\s+(-?\d+)\s", line)
+            if m and int(m[2]) < block:
+                return DiskFull(
+                    f"the space quota of a folder above is used up: {int(m[2])} of {int(m[1])} bytes are left, and a "
+                    f"block takes {block}",
+                    path=path, remedy="ask for a larger quota, or make room, then run the job again",
+                )  # fmt: skip
+        return None
+
     def remove(self, folders: Sequence[str]) -> None:
         """Remove staging folders with what is in them; nothing where nothing is."""
         for page in pages(folders):
@@ -521,6 +535,7 @@ class HadoopCliUpload(Upload):
         self._sha256 = hashlib.sha256()
         self._proof: HdfsChecksum | None = HdfsChecksum(session.storage.block_size, session.crc)
         self._proven: str | None = None
+        self._checked = True  # all of it lies there
 
     def take_up(self) -> None:
         """Go on with what an earlier upload left."""
@@ -558,8 +573,23 @@ class HadoopCliUpload(Upload):
     def _finish(self) -> None:
         """What was written is in HDFS, and the file closed."""
         running, self._running = self._running, None
-        if running is not None and (code := running.end(self._session.storage.timeout_s)):
+        if running is None:
+            return
+        if code := running.end(self._session.storage.timeout_s):
             raise failure(running.complaint, code, "cannot write it", self.path)
+        self._checked = False
+
+    def _check_size(self) -> None:
+        """Whether all that was written lies there: `-appendToFile` says nothing of a file that a quota has cut off."""
+        if self._checked:
+            return
+        (found,) = self._session.stats([self.staged])
+        length = found[1] if found is not None else 0
+        if length != self._size:
+            raise self._session.over_quota(self.staged, self.path) or NetworkError(
+                f"HDFS has {length} of the {self._size} bytes that `hadoop` took", path=self.path
+            )
+        self._checked = True
 
     def pushed(self, local: str, far: FarChecksum | None) -> str | None:
         """Account for a file that `-put` has brought: its SHA-256 as it lies here, if HDFS has the same."""
@@ -589,6 +619,7 @@ class HadoopCliUpload(Upload):
                 return self._proven
             far = self._session.far_checksums([self.staged]).get(self.folder.rpartition("/")[2])
             if far is not None and self._proof.matches(far):
+                self._checked = True
                 return self._sha256.hexdigest()
         return super().digest(fresh=fresh)
 
@@ -596,13 +627,11 @@ class HadoopCliUpload(Upload):
         self._finish()
         if not self._begun:
             return True
-        view, size = memoryview(aligned_buffer(PIECE)), 0
+        self._check_size()
+        view = memoryview(aligned_buffer(PIECE))
         with HadoopCliReader(self._session, self.path, self.staged) as reader:
             while n := reader.readinto(view):
                 update(view[:n])
-                size += n
-        if size != self._size:
-            raise HashMismatch(f"HDFS holds {size} bytes of the {self._size} that were written", path=self.path)
         return True
 
     def rewind(self, offset: int) -> int:
@@ -634,6 +663,7 @@ class HadoopCliUpload(Upload):
             hadoop = self._session.hadoop
             self._session.remove([self.folder])
             hadoop.must("cannot write it", self.path, "-appendToFile", "/dev/null", escape(self.staged))
+        self._check_size()
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
         session, hadoop = self._session, self._session.hadoop
@@ -668,6 +698,7 @@ class HadoopCliUpload(Upload):
 
     def keep(self) -> None:
         self._finish()
+        self._check_size()
 
     def abort(self) -> None:
         if self._running is not None:

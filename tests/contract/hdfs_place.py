@@ -113,7 +113,7 @@ SAMPLES["hadoop-cli"] = {
     "test_a_hostile_name_goes_all_the_way", "test_an_illegal_name_is_refused_by_every_method",
     "test_scan_enters_only_where_it_may",
     "test_read_from_an_offset", "test_read_of_what_is_not_there",
-    "test_what_is_sent_arrives", "test_conflict_then_replace", "test_keep_and_resume",
+    "test_what_is_sent_arrives", "test_conflict_then_replace",
     "test_rewind", "test_one_key_takes_over_from_another", "test_delete_takes_no_folder", "test_move_never_overwrites",
     "test_push_of_what_does_not_go", "test_pull",
 }  # fmt: skip
