@@ -59,6 +59,7 @@ class Features:
     parallel: int = 1  # sessions that pay for one shipment of small files; 1 where Python is busy, not the far side
     bulk_push: bool = False  # push() fills many uploads at once
     bulk_pull: bool = False  # pull() fetches many files at once, and read() of a small one is dear
+    bulk_below: int = 256 << 10  # bytes; files of this size and more are not for push() and pull()
 
 
 class Reader(ABC):
@@ -211,7 +212,8 @@ class Session(ABC):
     def pull(
         self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
     ) -> list[OnblockError | None]:
-        """Fetch many files at once, (path, local file to make) each; the failure of each. Otherwise as `push`."""
+        """Fetch many files at once, (path, local file to make) each; the failure of each, also of one that changed
+        meanwhile. What is made has the source's time. Otherwise as `push`."""
         raise NotImplementedError  # asked for only where features.bulk_pull
 
     @abstractmethod

@@ -21,7 +21,16 @@ from typing import Any
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from blocks import names
-from blocks.errors import Cancelled, ConfigError, Conflict, NetworkError, NotFound, OnblockError, SourceVanished
+from blocks.errors import (
+    Cancelled,
+    ConfigError,
+    Conflict,
+    NetworkError,
+    NotFound,
+    OnblockError,
+    SourceChanged,
+    SourceVanished,
+)
 from blocks.storage.base import Features, FileInfo, Session, Storage, Upload
 from blocks.storage.program import hash_local
 from blocks.storage.rclone_daemon import Daemon, Wire, decode, encode
@@ -104,7 +113,7 @@ class RcloneSession(Session):
         self._hashes = frozenset(about.get("Hashes") or ()) & hashlib.algorithms_available
         self.features = Features(
             atomic_rename=True, resume_read=True, staged_digest=True, server_checksums=tuple(sorted(self._hashes)),
-            parallel=4, bulk_push=True, bulk_pull=True,
+            parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20,
         )  # fmt: skip
         self._shown = daemon.roots.get(fs, True)
         if fs not in daemon.roots:
@@ -323,7 +332,11 @@ class RcloneSession(Session):
     ) -> list[OnblockError | None]:
         def fetch(path: str, local: str) -> OnblockError | None:
             try:
+                before = self.stat(path)
                 self._copy(self.fs, self.encode(path), "/", encode(local[1:]), path)
+                if self.stat(path).version != before.version:
+                    return SourceChanged("changed while it was read", path=path)
+                os.utime(local, ns=(before.mtime_ns, before.mtime_ns))
             except NotFound:
                 return SourceVanished("is no longer there", path=path)
             except OnblockError as error:

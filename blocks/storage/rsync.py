@@ -27,6 +27,7 @@ from blocks.errors import (
     NotFound,
     OnblockError,
     PermissionRefused,
+    SourceChanged,
     SourceVanished,
     ToolMissing,
     UnknownError,
@@ -110,7 +111,7 @@ class RsyncSession(Session):
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
         server_checksums=("md5", "sha1", "sha224", "sha256", "sha384", "sha512"), mtime_set=True, byte_names=True,
-        parallel=4, bulk_push=True, bulk_pull=True,
+        parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20,
     )  # fmt: skip
 
     def __init__(self, storage: RsyncStorage):
@@ -400,14 +401,26 @@ class RsyncSession(Session):
             done = self._rsync([f"{HOST}:{self.root}/", f"{farm}/"], listed, moved, stop)
             if done.code and done.code not in PER_FILE:
                 raise exit_failure(f"cannot fetch from {self.storage.address}", done)
+            now = self._versions([path for path, _ in files])
             results: list[OnblockError | None] = []
             for path, local in files:
                 try:
                     os.rename(os.path.join(farm, path), local)
-                    results.append(None)
+                    st = os.stat(local)
                 except OSError:
                     results.append(self._why_not(path, done))
+                    continue
+                same = now.get(path) == (st.st_size, st.st_mtime_ns)
+                results.append(None if same else SourceChanged("changed while it was read", path=path))
             return results
+
+    def _versions(self, paths: list[str]) -> dict[str, tuple[int, int]]:
+        """Size and time of many files as they are now, in one call; those that are gone are left out."""
+        payload = b"".join(os.fsencode(f"./{path}\0") for path in paths)
+        script = f"head -c {len(payload)} | xargs -0 stat -L --printf '%s %.9Y %n\\0' -- 2>/dev/null"
+        _, said = self.shell.ask("cannot look at the files", self.root, script, payload)
+        found = (entry.split(b" ", 2) for entry in said.split(b"\0") if entry)
+        return {os.fsdecode(raw[2:]): (int(size), _nanoseconds(stamp)) for size, stamp, raw in found}
 
     def _why_not(self, path: str, done: Finished) -> OnblockError:
         try:

@@ -18,7 +18,7 @@ from blocks.errors import Cancelled, Conflict, HashMismatch, Kind, NetworkError,
 from blocks.storage.base import FileInfo, Reader, Session, Upload
 from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
-from flows.transfer import pump, retry
+from flows.transfer import bulk, pump, retry
 from flows.transfer.job import Dedup, OnConflict, Verify
 from flows.transfer.progress import Receipt
 from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
@@ -59,6 +59,7 @@ class Delivery:
         self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
         self._journals: dict[int, Journal] = {}  # of large files that can be resumed
         self._resumed: set[int] = set()
+        self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
         self._outcomes: list[Outcome] = []
         # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
         self._away: dict[int, NetworkError] = {}
@@ -75,8 +76,10 @@ class Delivery:
         self.elsewhere = len(wanted) - len(self._claims)
         try:
             with ExitStack() as stack:
-                self._source = stack.enter_context(run.pool.session(self.job.source))
+                source = stack.enter_context(run.pool.session(self.job.source))
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
+                files = [i.file for i in shipment.items if any(leg.row_id in self._claims for leg in i.legs)]
+                self._source = stack.enter_context(bulk.fetched(run, source, files))
                 staged = self._stage_all()
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
@@ -125,7 +128,7 @@ class Delivery:
         pushed: list[tuple[FileInfo, Leg]] = []
         rest: list[Todo] = []
         for file, legs in todo:
-            local = source.local_path(file.path) if file.size < pump.SMALL else None
+            local = source.local_path(file.path) if file.size < session.features.bulk_below else None
             if local is None:
                 rest.append((file, legs))
                 continue
@@ -136,9 +139,10 @@ class Delivery:
                 continue
             files.append((local, upload))
             pushed.append((file, legs[0]))
+            self._counted.add(legs[0].row_id)
         staged: list[Staged] = []
         for (file, leg), (_, upload), sha256 in zip(
-            pushed, files, session.push(files, lambda n: None, self.run.stop), strict=True
+            pushed, files, session.push(files, lambda n: self.run.meter.moved(0, n), self.run.stop), strict=True
         ):
             if sha256 is None:
                 self._abort(leg.row_id)
@@ -446,7 +450,8 @@ class Delivery:
         ))  # fmt: skip
         if state is State.VERIFIED:
             self.receipt.verified(verified_by)
-        self.run.meter.moved(1, ready.file.size if ready.file.size < pump.SMALL else 0)
+        counted = ready.file.size >= pump.SMALL or ready.leg.row_id in self._counted
+        self.run.meter.moved(1, 0 if counted else ready.file.size)
 
     def _fail(self, leg: Leg, error: OnblockError, stage: str) -> None:
         """Account for a row that is ours and failed: the kind decides what follows. Other rows are left alone."""

@@ -20,6 +20,7 @@ from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
 from flows.transfer.resume import JOURNAL_S
 from flows.transfer.scan import Scanned
+from flows.transfer.spool import Spool, clear_dead
 
 log = logging.getLogger("onblock.transfer")
 
@@ -70,7 +71,9 @@ class TransferRun:
             self.ways = [Way(d, self.ledger.find_route(job.name, d.place()), None) for d in job.destinations]
             self._began = time.monotonic()
             return self
+        clear_dead()
         self.id = self.ledger.begin_run(job.name, flight=self.flight, device=self.device, flow_run_id=self._flow_run_id)
+        self.spool = Spool(self.id)
         self.recovered = self.ledger.recover()
         if self.recovered:
             log.warning("%d files were left behind by a run that died: taken up again", self.recovered)
@@ -126,6 +129,7 @@ class TransferRun:
             self._heart.join()
         self.pool.close()
         if not self.dry:
+            self.spool.close()
             self.ledger.end_run(self.id, self.summary())
 
     def summary(self) -> dict[str, Any]:

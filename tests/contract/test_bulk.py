@@ -79,10 +79,9 @@ def test_push_of_what_does_not_go(place: Place, session: Session, tmp_path: Path
         uploads[n][1].abort()
     left = [n for n in range(20) if n not in gone]
     done = session.commit_all([uploads[n][1] for n in left])
-    if session.features.exclusive_commit:
-        assert {n for n, result in zip(left, done, strict=True) if not isinstance(result, str)} == {7}
-        assert place.get("d/7") == b"was here first"
-        uploads[7][1].abort()
+    assert {n for n, result in zip(left, done, strict=True) if not isinstance(result, str)} == {7}
+    assert place.get("d/7") == b"was here first"
+    uploads[7][1].abort()
     assert place.everything() == {f"d/{n}" for n in left}
     assert place.get("d/9") == files[locals_[9]]
 
