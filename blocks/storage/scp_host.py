@@ -69,7 +69,11 @@ STATUS: dict[int, tuple[type[OnblockError], str]] = {
 
 PRELUDE = rb"""
 onblock_take() { # temporary name, final name: never over anything. link(2) refuses; mv -n where there are no hard links
-  if ln -T "$1" "$2" 2>/dev/null; then rm -f "$1"; return; fi
+  if ln -T "$1" "$2" 2>/dev/null; then
+    if rm "$1"; then return; fi # somebody was quicker, or it may not be taken away
+    rm -f "$2"
+    if [ -e "$1" ]; then return 1; else return 73; fi
+  fi
   if [ -e "$2" ] || [ -L "$2" ]; then return 71; fi
   [ -e "$1" ] || { echo "$1: No such file or directory" >&2; return 73; }
   mv -nT "$1" "$2" || return 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -132,8 +132,8 @@ class Fields:
 class Messages:
     """The client's end. Raises what the channel raises, and NetworkError where the far side does not speak SFTP."""
 
-    def __init__(self, channel: paramiko.Channel):
-        self._channel = channel
+    def __init__(self, channel: paramiko.Channel, hasten: Callable[[], object]):
+        self._channel, self._hasten = channel, hasten
         self._last = 0
         self._answers: dict[int, bytes] = {}
         self._nobodys: set[int] = set()  # requests whose answer nobody waits for
@@ -173,6 +173,8 @@ class Messages:
     def answer(self, number: int, kind: int = STATUS) -> Fields:
         """Wait for the answer to a request; what follows its number. Raises Refused unless it is of `kind`, or OK."""
         while number not in self._answers:
+            if not self._channel.recv_ready():
+                self._hasten()
             self._take()
         body = self._answers.pop(number)
         fields = Fields(body, 5)

@@ -119,7 +119,7 @@ class SftpServer:
             raise
         with self.telling("cannot begin SFTP"):
             try:
-                return Messages(channel)
+                return Messages(channel, self.connection.hasten)
             except EOFError as error:
                 if not self.connection.transport.is_active():
                     raise
