@@ -13,7 +13,7 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import datetime
 from threading import Event, Lock
 from typing import Any
@@ -87,26 +87,34 @@ class RcloneStorage(Storage):
     def open(self) -> RcloneSession:
         text = _sections(self.config.get_secret_value(), self.remote) if self.config else ""
         password = self.config_password.get_secret_value() if self.config_password else ""
-        daemon = Daemon.borrow(
-            self.binary, text, os.path.expanduser(self.config_file or ""), password, self.idle_timeout
-        )
+        config_file = os.path.expanduser(self.config_file or "")
+
+        def borrow() -> Daemon:
+            return Daemon.borrow(self.binary, text, config_file, password, self.idle_timeout)
+
+        session = RcloneSession(borrow, f"{self.remote}:{self.root}", self.idle_timeout)
         try:
-            return RcloneSession(
-                daemon, f"{self.remote}:{self.root}", self.place(), self.idle_timeout, self.create_root
-            )
+            session.look_around(self.place(), self.create_root)
         except BaseException:
-            daemon.give_back()
+            session.close()
             raise
+        return session
 
 
 class RcloneSession(Session):
     """Files below one folder of a remote."""
 
-    def __init__(self, daemon: Daemon, fs: str, place: str, idle: float, create_root: bool):
-        self._daemon: Daemon | None = daemon
+    def __init__(self, borrow: Callable[[], Daemon], fs: str, idle: float):
+        self._borrow = borrow
+        self._daemon: Daemon | None = borrow()
         self.fs, self._patience = fs, idle + 30  # rclone gives up first, and says why
         self._wires: list[Wire] = []
         self._lock = Lock()
+        self._shown = True
+
+    def look_around(self, place: str, create_root: bool) -> None:
+        """See what the remote can, and that the root is there."""
+        daemon = self.daemon
         about = self.call("operations/fsinfo", "cannot open the remote", place)
         able = about.get("Features", {})
         self._moves = bool(able.get("Move") or able.get("Copy"))
@@ -115,10 +123,10 @@ class RcloneSession(Session):
             atomic_rename=True, resume_read=True, staged_digest=True, server_checksums=tuple(sorted(self._hashes)),
             parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20,
         )  # fmt: skip
-        self._shown = daemon.roots.get(fs, True)
-        if fs not in daemon.roots:
+        self._shown = daemon.roots.get(self.fs, True)
+        if self.fs not in daemon.roots:
             self._find_root(place, create_root)
-            self._shown = daemon.roots[fs] = self._encodes(about.get("Name", ""))
+            self._shown = daemon.roots[self.fs] = self._encodes(about.get("Name", ""))
 
     def _find_root(self, place: str, create: bool) -> None:
         if create:
@@ -146,14 +154,25 @@ class RcloneSession(Session):
 
     # -- talking to the daemon ------------------------------------------------------------------------------------
 
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon; a new one where it was killed."""
+        with self._lock:
+            if self._daemon is None:
+                raise NetworkError("the session is closed")
+            if self._daemon.program.poll() is not None:
+                old, self._daemon, self._wires = self._daemon, self._borrow(), []
+                old.give_back()
+            return self._daemon
+
     @contextlib.contextmanager
     def wire(self) -> Iterator[Wire]:
         """A connection of the caller's; kept for the next one if all was well. Safe in several threads."""
+        daemon = self.daemon
         with self._lock:
             one = self._wires.pop() if self._wires else None
         if one is None:
-            assert self._daemon is not None, "the session is closed"
-            one = Wire(self._daemon, self._patience)
+            one = Wire(daemon, self._patience)
         try:
             yield one
         except BaseException:
@@ -281,8 +300,8 @@ class RcloneSession(Session):
 
     def rename(self, path: str, to: str, said: str, *, replace: bool = False) -> None:
         """At the far side. Raises Conflict; nobody else of this process decides about `to` meanwhile."""
-        assert self._daemon is not None
-        with self._daemon.locks[hash((self.fs, to)) % len(self._daemon.locks)]:
+        locks = self.daemon.locks
+        with locks[hash((self.fs, to)) % len(locks)]:
             if not replace and self._find(to) is not None:
                 raise Conflict("something is already at the final name", path=to)
             self.call(
@@ -325,7 +344,7 @@ class RcloneSession(Session):
             upload.filled()
             return sha256
 
-        return self._many([lambda f=f: send(*f) for f in files], [os.path.basename(f[0]) for f in files], moved, stop)
+        return self._many([lambda f=f: send(*f) for f in files], moved, stop)
 
     def pull(
         self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
@@ -343,7 +362,7 @@ class RcloneSession(Session):
                 return error
             return None
 
-        return self._many([lambda f=f: fetch(*f) for f in files], [os.path.basename(f[1]) for f in files], moved, stop)
+        return self._many([lambda f=f: fetch(*f) for f in files], moved, stop)
 
     def _copy(self, from_fs: str, path: str, to_fs: str, to: str, said: str) -> None:
         self.call(
@@ -351,26 +370,30 @@ class RcloneSession(Session):
             dstRemote=to, _config=_UNCONDITIONAL, _group=f"onblock-{id(self)}",
         )  # fmt: skip
 
-    def _many(
-        self, jobs: list[Callable[[], Any]], labels: list[str], moved: Callable[[int], object], stop: Event
-    ) -> list[Any]:
+    def _many(self, jobs: list[Callable[[], Any]], moved: Callable[[int], object], stop: Event) -> list[Any]:
         """The result of each job. Progress comes from the daemon's counters."""
-        told, group = 0, f"onblock-{id(self)}"
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            waiting: set[Future[Any]] = set()
-            futures = [pool.submit(job) for job in jobs]
-            waiting.update(futures)
+        told, group, daemon = 0, f"onblock-{id(self)}", self.daemon
+        pool = ThreadPoolExecutor(AT_ONCE)
+        futures: list[Future[Any]] = [pool.submit(job) for job in jobs]
+        waiting = set(futures)
+        try:
             while waiting:
-                _, waiting = wait(waiting, 0.5, FIRST_COMPLETED if len(waiting) < AT_ONCE else "ALL_COMPLETED")
+                _, waiting = wait(waiting, 0.3)
                 if stop.is_set():
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    self.call("job/stopgroup", "cannot stop", group=group)
                     raise Cancelled("the run was stopped")
-                if labels:
-                    now = int(self.call("core/stats", "cannot ask for progress", group=group).get("bytes", 0))
-                    if now > told:
-                        moved(now - told)
-                        told = now
+                now = int(self.call("core/stats", "cannot ask for progress", group=group).get("bytes", 0))
+                if now > told:
+                    moved(now - told)
+                    told = now
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with contextlib.suppress(OnblockError):
+                self.call("job/stopgroup", "cannot stop", group=group)
+            if wait(waiting, 0.7).not_done:
+                daemon.program.end(0)  # what waits for the far side does not hear; the next call gets a new one
+            raise
+        finally:
+            pool.shutdown()
         self.call("core/stats-delete", "cannot reset the counters", group=group)
         return [future.result() for future in futures]
 

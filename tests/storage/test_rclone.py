@@ -184,6 +184,7 @@ def test_a_full_disk(sshd_small: Sshd) -> None:
             assert list(session.scan()) == []
         send(session, "small", b"fits again")
         assert fetch(session, "small") == b"fits again"
+        session.delete("small")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for what it may not")

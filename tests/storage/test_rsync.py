@@ -241,6 +241,7 @@ def test_a_full_disk(sshd_small: Sshd, tmp_path: Path) -> None:
         upload.abort()
         send(session, "small", b"fits again")
         assert fetch(session, "small") == b"fits again"
+        session.delete("small")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask for what it may not")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def far(request: pytest.FixtureRequest, sshd: Sshd) -> Far:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """How many files went by each call of `push` and `pull`. They do what they do."""
     from blocks.storage.local import LocalSession
     from blocks.storage.rclone import RcloneSession
