@@ -46,7 +46,7 @@ class Ahead:
         """Nothing more will be asked for."""
         return self._next >= self._end
 
-    def chunk(self) -> bytes:
+    def chunk(self) -> memoryview | bytes:
         """The next bytes; none at the end. Raises Refused."""
         if not self._asked:
             return b""
