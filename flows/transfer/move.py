@@ -149,8 +149,9 @@ class Delivery:
                 rest.append((file, [leg]))
                 continue
             try:
+                sha256 = sha256 or self._source.checksum(file.path)
                 staged += self._prove(file, leg, upload, sha256)
-            except HashMismatch:
+            except OnblockError:  # sent singly, which tells why
                 self._abort(leg.row_id)
                 rest.append((file, [leg]))
         return staged, rest
@@ -464,11 +465,14 @@ class Delivery:
         tries = claim.tries + (error.kind not in (Kind.CANCELLED, Kind.PAUSED))
         state, next_attempt_at = retry.after(error.kind, tries, claim.queued_at, now_ms())
         journal = self._journals.pop(leg.row_id, None)
-        if state in (State.QUEUED, State.PAUSED) and error.kind is not Kind.SOURCE_CHANGED and journal is not None:
-            self._keep(leg.row_id)
-        else:
-            self._abort(leg.row_id)
-            journal = None
+        left: str | None = None  # for a resume
+        if state in (State.QUEUED, State.PAUSED) and error.kind is not Kind.SOURCE_CHANGED:
+            if journal is not None:
+                left = journal.text()
+                self._keep(leg.row_id)
+            elif leg.row_id not in self._uploads:  # never begun: what an earlier attempt kept is still there
+                left = claim.journal
+        self._abort(leg.row_id)
         if state in (State.FAILED, State.QUARANTINED):
             self.receipt.failed += 1
         else:
@@ -478,7 +482,7 @@ class Delivery:
             log.warning("%s %s at %s: %s", state, error.kind, stage, error)
         self._outcomes.append(Outcome(
             claim.id, claim.attempt, state, failure=error, stage=stage, tries=tries, next_attempt_at=next_attempt_at,
-            journal=journal.text() if journal else None,
+            journal=left,
         ))  # fmt: skip
         self.run.meter.moved(1, 0)
 
