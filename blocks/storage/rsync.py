@@ -316,19 +316,22 @@ class RsyncSession(Session):
                 done[number] = error
         ready = [n for n in range(len(mine)) if n not in done]
         script = "sync -f . || exit 1\n" + "".join(
-            f"ln -T -- {quote(mine[n].staged)} {quote(mine[n].path)} 2>&1 && rm -f -- {quote(mine[n].staged)}; "
-            "printf '\\0%d\\0' $?\n"
-            for n in ready
+            f"ln -T -- {quote(mine[n].staged)} {quote(mine[n].path)} 2>&1; printf '\\0%d\\0' $?\n" for n in ready
         )
-        code, said = self.shell.ask("cannot make the files durable", "", f"({script}sync -f .)")
-        answers = said.split(b"\0")
+        code, said = self.shell.ask("cannot make the files durable", "", f"({script}true)")
+        answers, linked = said.split(b"\0"), bytearray()
         for number, words, result in zip(ready, answers[0::2], answers[1::2], strict=False):
             if result == b"0":
                 done[number] = mine[number].path
+                linked += os.fsencode(f"./{mine[number].staged}\0")
             elif b"File exists" in words:
                 done[number] = Conflict("something is already at the final name", path=mine[number].path)
             else:
                 done[number] = self._singly(mine[number])
+        if not code:
+            script = f"head -c {len(linked)} | xargs -0r rm -f -- && sync -f ."
+            code, said = self.shell.ask("cannot make the folders durable", "", script, bytes(linked))
+            answers = [said]
         if code or len(done) < len(mine):
             error = failure("cannot make the files durable", answers[-1].decode("utf-8", "replace"), self.root)
             return [error if isinstance(done.get(n, ""), str) else done[n] for n in range(len(mine))]

@@ -103,8 +103,12 @@ class RsyncUpload(Upload):
         self._digest: str | None = None  # what the far side read back when all came at once
         if resume:
             with contextlib.suppress(NotFound):
-                self.offset = session.stat(staged).size
-                self._begun = True
+                look = f"find {self._at} -maxdepth 0 -printf '%s %n'"
+                found = session.shell.run("cannot look at it", path, look).split()
+                if int(found[1]) > 1:  # a commit was cut between linking and unlinking: never write to the final file
+                    session.shell.run("cannot remove the temporary file", path, f"rm -f -- {self._at}")
+                else:
+                    self.offset, self._begun = int(found[0]), True
 
     # -- bytes ----------------------------------------------------------------------------------------------------
 

@@ -187,7 +187,9 @@ def rclone_sftp(request: pytest.FixtureRequest) -> Iterator[Place]:
     config = request.getfixturevalue("rclone_nas")
     folder = request.getfixturevalue("sshd").new_folder() / "root"
     folder.mkdir()
-    yield FolderPlace(RcloneStorage(remote="nas", root=str(folder), config=config), folder)
+    one = FolderPlace(RcloneStorage(remote="nas", root=str(folder), config=config), folder)
+    one.sequences = 20
+    yield one
 
 
 @place("rsync")
@@ -196,10 +198,12 @@ def rsync(request: pytest.FixtureRequest) -> Iterator[Place]:
     folder = server.new_folder() / "root"
     folder.mkdir()
     info = server.info
-    yield FolderPlace(
+    one = FolderPlace(
         RsyncStorage(
             host=info["host"], port=info["port"], user=info["user"], key_file=info["key"],
             known_hosts=info["known_hosts"], root=str(folder),
         ),
         folder,
     )  # fmt: skip
+    one.sequences = 15
+    yield one

@@ -311,6 +311,23 @@ def test_resume_after_a_reset(proxied: tuple[RsyncStorage, FaultProxy], folder: 
         assert bytes(got) + fetch(session, "d/file", len(got), MIB) == data
 
 
+def test_a_commit_cut_in_the_middle(sshd: Sshd, folder: Path) -> None:
+    """The final name is there, the temporary one still: whoever goes on does not write to the final file."""
+    with storage_at(sshd, folder).open() as session:
+        begin(session, "file", payload(5000), key="v1").keep()
+        (staged,) = folder.iterdir()
+        (folder / "file").hardlink_to(staged)
+        upload = session.upload("file", 6000, key="v1", resume=True)
+        assert upload.offset == 0
+        upload.write(memoryview(b"another"))
+        upload.seal()
+        assert (folder / "file").read_bytes() == payload(5000)
+        with pytest.raises(Conflict):
+            upload.commit()
+        upload.abort()
+        assert list(folder.iterdir()) == [folder / "file"]
+
+
 def test_a_half_open_connection_ends(proxied: tuple[RsyncStorage, FaultProxy], tmp_path: Path) -> None:
     storage, proxy = proxied
     with storage.open() as session:
