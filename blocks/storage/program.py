@@ -26,19 +26,20 @@ from blocks.errors import Cancelled, NetworkError, PermissionRefused, ToolMissin
 
 KEPT = 64 << 10
 """Bytes of a program's standard error that are kept: the last ones."""
-_LEASH = "read -r _; kill -KILL 0"
-"""What waits beside a program: when onblock dies its pipe ends, and the whole group with it."""
+_LEASH = 'read -r _; [ -z "$1" ] || rm -rf -- "$1"; kill -KILL 0'
+"""What waits beside a program: when onblock dies its pipe ends, and the whole group with it. Secrets on disk go too."""
 
 
 class Program:
     """One running program; a context manager that ends it. `stdin` and `stdout` are pipes where asked for.
 
-    Raises ToolMissing if it is not installed. Its standard error is collected in the background: `said()`.
+    `private` is a folder of its secrets, removed if onblock dies. Its standard error is collected in the background:
+    `said()`. Raises ToolMissing if it is not installed.
     """
 
     def __init__(
         self, argv: Sequence[str | bytes], *, env: Mapping[str, str] | None = None, stdin: bool = False,
-        stdout: bool = False, heard: Callable[[bytes], object] | None = None,
+        stdout: bool = False, heard: Callable[[bytes], object] | None = None, private: str = "",
     ):  # fmt: skip
         self.name = os.path.basename(os.fsdecode(argv[0]))
         self._tail, self._lock = bytearray(), threading.Lock()
@@ -46,7 +47,7 @@ class Program:
         self._process = self._start(argv, env, stdin=stdin, stdout=stdout)
         self.pid = self._process.pid
         self._leash = subprocess.Popen(
-            ["/bin/sh", "-c", _LEASH], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["/bin/sh", "-c", _LEASH, "leash", private], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             process_group=self.pid,
         )  # fmt: skip
         self._listener = threading.Thread(target=self._listen, name=f"onblock-{self.name}", daemon=True)

@@ -178,7 +178,9 @@ class Daemon:
                     file.write(config)
             elif not Path(config_file).is_file():
                 raise ConfigError("there is no such rclone.conf", path=config_file, remedy="correct `config_file`")
-            self.program = Program([find(binary), "rcd"], env=self._environment(config_file, password, idle))
+            self.program = Program(
+                [find(binary), "rcd"], env=self._environment(config_file, password, idle), private=self._folder
+            )
             try:
                 self._wait()
             except BaseException:

@@ -166,7 +166,10 @@ class Channel:
         self._login = login
         self._marker = secrets.token_hex(12).encode()
         self._program = Program(
-            [*login.argv, "-o", f"ControlMaster={'yes' if master else 'no'}", HOST, MASTER], stdin=True, stdout=True
+            [*login.argv, "-o", f"ControlMaster={'yes' if master else 'no'}", HOST, MASTER],
+            stdin=True,
+            stdout=True,
+            private=login.folder if master else "",
         )
         self._rest = b""
 

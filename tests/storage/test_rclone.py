@@ -260,16 +260,19 @@ def test_nothing_outlives_a_killed_process(tmp_path: Path) -> None:
     if not child:
         try:
             session = RcloneStorage(remote="orphan", root=str(tmp_path), config=DISK).open()
-            os.write(write, str(group_of("orphan")).encode())
+            daemon = next(d for k, d in Daemon.running.items() if "orphan" in k[1])
+            os.write(write, f"{daemon.program.pid} {os.path.dirname(daemon.socket)}".encode())
             threading.Event().wait()
             session.close()
         finally:
             os._exit(1)
-    group = int(os.read(read, 20))
-    assert len(members(group)) == 2
+    pid, _, private = os.read(read, 1000).decode().partition(" ")
+    assert len(members(int(pid))) == 2
+    assert Path(private, "rclone.conf").exists()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    until(lambda: not members(group))
+    until(lambda: not members(int(pid)))
+    assert not Path(private).exists()  # nor its configuration
 
 
 def test_a_push_stops_within_two_seconds(sshd: Sshd, fault_proxy: Callable[[int], FaultProxy], tmp_path: Path) -> None:
