@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from blocks import names
 from blocks.errors import ConfigError, Conflict, NotFound, OnblockError, SourceVanished
@@ -18,6 +19,9 @@ from blocks.storage.base import Features, FileInfo, Session, Upload
 from blocks.storage.scp_files import ScpReader, ScpUpload
 from blocks.storage.scp_host import PRELUDE, ScpHost, mode_of, problem, said, special
 from blocks.storage.ssh_login import SshStorage
+
+if TYPE_CHECKING:
+    from blocks.storage.ssh import Shell
 
 
 class ScpStorage(SshStorage):
@@ -38,6 +42,7 @@ class ScpSession(Session):
 
     def __init__(self, host: ScpHost):
         self.host = host
+        self._spare: Shell | None = None  # of a scan that came to its end
         self.features = Features(
             atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True,
             staged_digest=True, server_checksums=("sha256",) if host.hashes else (), mtime_set=True, byte_names=True,
@@ -55,15 +60,16 @@ class ScpSession(Session):
             )  # fmt: skip
         pending = [path]
         with self.host.telling("cannot list the folder", path):
-            find = b"onblock_find=%d" % ("find" in self.host.tools)
-            shell = Shell(self.host.connection, PRELUDE + find)  # its own: what is asked meanwhile goes the other way
+            # its own: what is asked meanwhile goes the other way
+            shell, self._spare = self._spare or Shell(self.host.connection, PRELUDE), None
         try:
             while pending:  # names of folders wait in memory, files never do
                 folder = pending.pop()
                 if folder != path and not enter(folder):
                     continue
                 listing = shell.stream(
-                    b"onblock_list " + self.host.word(f"{self.host.root}/{folder}" if folder else self.host.root or "/")
+                    b"onblock_find=%d\nonblock_list " % ("find" in self.host.tools)
+                    + self.host.word(f"{self.host.root}/{folder}" if folder else self.host.root or "/")
                 )
                 rest = b""
                 while True:
@@ -86,8 +92,10 @@ class ScpSession(Session):
                             pending.append(child)
                         elif (info := self._listed(child, name, mode, int(size), mtime)) is not None:
                             yield info
+            self._spare, shell = shell, None
         finally:
-            shell.close()
+            if shell is not None:  # nobody reads what it still says
+                shell.close()
 
     def _listed(self, path: str, name: str, mode: int, size: int, mtime: str) -> FileInfo | None:
         """One entry of a listing that is no folder."""

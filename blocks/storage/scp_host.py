@@ -88,7 +88,8 @@ onblock_list() { # the folder's entries: type and mode in hex, size, mtime, name
   ls >/dev/null || return 1
   for n in * .[!.]* ..?*; do
     [ -e "$n" ] || [ -L "$n" ] || continue
-    printf '%s %s\0' "$(stat -c '%f %s %Y' "./$n")" "$n"
+    s=$(stat -c '%f %s %Y' "./$n") || continue
+    printf '%s %s\0' "$s" "$n"
   done
 }
 """

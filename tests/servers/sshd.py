@@ -34,6 +34,8 @@ class Sshd(Server):
     `small="2m"` (`info["small"]` is a tmpfs of that size, which only the server sees).
     """
 
+    stop_signal = signal.SIGKILL  # there is nothing it would have to save
+
     def launch(self) -> dict[str, Any]:
         root = os.geteuid() == 0
         if root:
@@ -111,7 +113,6 @@ class Sshd(Server):
     def kill(self) -> None:
         """As a power cut: the server and all its connections, at once. `start` brings it back at the same port."""
         self.options["port"] = str(self.info["port"])
-        self.stop_signal = signal.SIGKILL
         self.stop()
 
     def accept(self, kind: str, passphrase: str = "") -> Path:
