@@ -84,7 +84,7 @@ onblock_enter() { # sh says of a folder only that it cannot enter; ls says why
 }
 onblock_list() { # the folder's entries: type and mode in hex, size, mtime, name; by find -printf, or one by one
   onblock_enter "$1"
-  if [ "$onblock_find" = 1 ]; then find . -mindepth 1 -maxdepth 1 -printf '%y %s %T@ %f\0'; return; fi
+  if [ "$onblock_find" = 1 ]; then find . -ignore_readdir_race -mindepth 1 -maxdepth 1 -printf '%y %s %T@ %f\0'; return; fi
   ls >/dev/null || return 1
   for n in * .[!.]* ..?*; do
     [ -e "$n" ] || [ -L "$n" ] || continue
