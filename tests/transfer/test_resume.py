@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from blocks.errors import Cancelled
 from flows.ledger import Ledger
 from flows.transfer import senders
+from flows.transfer.progress import Receipt
 from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
 from flows.transfer.run import TransferRun
+from flows.transfer.shipment import Shipment
 from tests.faults.breaking import BreakingStorage, broken
 from tests.transfer.conftest import Bench
 
@@ -77,6 +79,33 @@ def test_a_run_that_is_stopped_and_the_next(bench: Bench, content: bytes, far: b
     assert bench.files().keys() != {"clip.mp4"}
     first = to.cable.written
     assert bench.run(source=source, destinations=[to])["delivered"] == 1
+    assert to.cable.written - first < SIZE - 30 * MIB
+    whole(bench, content)
+
+
+def test_a_run_that_is_stopped_before_it_begins_the_file_again(bench: Bench, content: bytes) -> None:
+    """Claimed and not begun: what an earlier run left stays, and the one after goes on from it."""
+    bench.put("clip.mp4", content)
+    to = BreakingStorage.at(bench.archive)
+    job = bench.job(destinations=[to])
+    from flows.transfer.flow import carry_out, deliver_shipment
+
+    parts = []
+    for turn in range(3):
+        with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+
+            def stopped(run: TransferRun, shipment: Shipment) -> Receipt:
+                run.stop.set()
+                return deliver_shipment(run, shipment)
+
+            if not turn:
+                to.cable.at = {50 * MIB: run.stop.set}
+            with pytest.raises(Cancelled):
+                carry_out(run, senders.Here(run, stopped if turn else deliver_shipment))
+        parts.append([p.stat().st_size for p in bench.archive.iterdir()])
+    assert parts[0] == parts[1] == parts[2]
+    first = to.cable.written
+    assert bench.run(destinations=[to])["delivered"] == 1
     assert to.cable.written - first < SIZE - 30 * MIB
     whole(bench, content)
 
