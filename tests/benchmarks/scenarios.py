@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deployments.up import environment
 from tests.benchmarks.material import Material, large, small
 from tests.benchmarks.measure import BenchError, Claim, Sample, Series, end, extra, ratio, run
 from tests.benchmarks.tools import REPOSITORY, Tools, must_hold, program
@@ -273,7 +274,7 @@ def prefect_server(tools: Tools) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"
-    env = tools.env | {"PREFECT_API_URL": api, "PREFECT_SERVER_API_PORT": str(port)}
+    env = environment(tools.env, "127.0.0.1", port, f"http://127.0.0.1:{port}")  # as `onblock up` starts it
     log = tools.log("server")
     with log.with_suffix(".out").open("wb") as out:
         child = subprocess.Popen(
