@@ -102,17 +102,22 @@ class Copier:
         waiting = 0
         try:
             for start in range(0, len(files), step):
-                send(to, (what, files[start : start + step]))
                 waiting += 1
+                send(to, (what, files[start : start + step]))
                 if waiting > 1:
+                    answer = receive(back)
                     waiting -= 1
-                    yield receive(back)
+                    yield answer
             while waiting:
+                answer = receive(back)
                 waiting -= 1
-                yield receive(back)
+                yield answer
         except (EOFError, BrokenPipeError) as error:
             self.close()
             raise EOFError("the copying program died") from error
+        finally:
+            if waiting:  # somebody stopped reading: what it still says must not pass for the answer to another question
+                self.close()
 
     def close(self) -> None:
         """End the program."""

@@ -62,9 +62,7 @@ def shipments(run: TransferRun) -> Iterator[Shipment]:
 
 def _items(run: TransferRun, pages: Iterator[list[FileInfo]]) -> Iterator[Item]:
     for page in pages:
-        with run.turn:
-            items = plan(run, page)
-        yield from items
+        yield from plan(run, page)
 
 
 def deliver_shipment(run: TransferRun, shipment: Shipment) -> Receipt:

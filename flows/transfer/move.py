@@ -28,8 +28,6 @@ from flows.transfer.verify import prove, prove_final
 
 log = logging.getLogger("onblock.transfer")
 
-BULK = 8
-"""From so many small files on, a destination that can takes them at once."""
 SOURCE = -1
 """Stands for the source where ways are counted."""
 
@@ -121,7 +119,7 @@ class Delivery:
 
     def _push(self, todo: list[Todo]) -> tuple[list[Staged], list[Todo]]:
         """Stage many small local files at once where the destination can; those, and what is to be sent singly."""
-        if len(todo) < BULK or len(self._sessions) > 1 or not self._sessions[0].features.bulk_push:
+        if len(todo) < bulk.MANY or len(self._sessions) > 1 or not self._sessions[0].features.bulk_push:
             return [], todo
         session, source = self._sessions[0], self._source
         files: list[tuple[str, Upload]] = []
@@ -265,12 +263,15 @@ class Delivery:
                         break
                     got += len(chunk)
                     self.run.meter.moved(0, len(chunk))
-                if legs and (got != file.size or reader.info().version[:2] != file.version[:2]):
-                    raise SourceChanged("changed while it was read", path=file.path)
+                self._unchanged(reader, file, got, legs)
                 return digest.hexdigest()
+        self._unchanged(reader, file, got, legs)
+        return sha256
+
+    @staticmethod
+    def _unchanged(reader: Reader, file: FileInfo, got: int, legs: list[Leg]) -> None:
         if legs and (got != file.size or reader.info().version[:2] != file.version[:2]):
             raise SourceChanged("changed while it was read", path=file.path)
-        return sha256
 
     @staticmethod
     def _far(session: Session) -> bool:

@@ -50,10 +50,6 @@ class TransferRun:
         self.pool = SessionPool()
         self.stop = threading.Event()
         self.content_lock = threading.Lock()
-        # Small files on local disks keep Python busy, not the disk. Two threads that stage them, or one that stages and
-        # one that plans, hand its lock to and fro with every system call (measured: 90,000 switches for 20,000 files,
-        # half the speed); so they take turns, while barriers and the ledger's statements overlap with either.
-        self.turn = threading.Lock()
         self.id = ""
         self._noted = 0.0
         self.parallel = 1  # sessions that one shipment of small files keeps busy

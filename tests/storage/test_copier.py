@@ -137,6 +137,17 @@ def test_when_it_is_killed_before_it_renames(tmp_path: Path) -> None:
         assert {type(r) for r in results} == {UnknownError}
 
 
+def test_who_stops_reading_gets_no_old_answers(tmp_path: Path) -> None:
+    sources = files(tmp_path / "s", 200)
+    copier = Copier()
+    work = [one(s, tmp_path / s.name) for s in sources]
+    asked = copier.copy(work)
+    next(asked)
+    asked.close()  # type: ignore[attr-defined]
+    assert list(copier.copy(work[-1:])) == [[hashlib.sha256(sources[-1].read_bytes()).hexdigest()]]
+    copier.close()
+
+
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """SIGKILL of the parent while it copies: at most the file in hand is written after that."""
     sources = files(tmp_path / "s", 2000)
