@@ -252,7 +252,7 @@ class Shell:
         self._mark = b"\0onblock-" + secrets.token_hex(16).encode() + b" "
         self._hasten = connection.hasten
         self._channel = connection.execute(b"sh -s")
-        self._channel.sendall(b"LC_ALL=C; export LC_ALL\n" + prelude + b"\n")
+        self._send(b"LC_ALL=C; export LC_ALL\n" + prelude + b"\n")
 
     def run(self, script: bytes, timeout: float | None = None) -> bytes:
         """The output of a script. `timeout`: seconds that it may be silent, where that is longer than usual."""
@@ -262,7 +262,7 @@ class Shell:
         """The output of a script as it comes; read it to its end before the next."""
         channel, mark = self._channel, self._mark
         printed = mark.replace(b"\0", b"\\000")
-        channel.sendall(
+        self._send(
             b"(:\n" + script + b"\n) </dev/null\nonblock_status=$?\n"
             b"printf '" + printed + b"' >&2\nprintf '" + printed + b"%d\\n' $onblock_status\n"
         )  # fmt: skip
@@ -288,6 +288,14 @@ class Shell:
         channel.settimeout(usual)
         if status := int(held):
             raise Failed(status, told(said[: -len(mark)]))
+
+    def _send(self, script: bytes) -> None:
+        try:
+            self._channel.sendall(script)
+        except OSError as error:
+            if not self._channel.closed:
+                raise
+            raise EOFError from error  # the other side ended the shell before it was read from, or after: the same to us
 
     @staticmethod
     def _more(receive: Callable[[int], bytes]) -> bytes:

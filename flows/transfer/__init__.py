@@ -1,1 +1,1 @@
-"""Transfer jobs: scan, gate, plan, deliver, verify. Read `flow.py` first."""
+"""Transfer jobs: scan, gate, plan, deliver, verify. Read `story.py` first."""

@@ -1,6 +1,6 @@
 """What one run of a job carries along: its ledger entries, sessions, target and counters, and its heartbeat.
 
-Made once per run, shared by its shipments. What happens with it is told in `flow.py`.
+Made once per run, shared by its shipments. What happens with it is told in `story.py`.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _become_onblock(question: dict[str, Any]) -> None:
 
 def main() -> None:
     """The process that forks."""
-    for name in ("deployments.cli", "flows.transfer.flow", "flows.transfer.job", "sqlalchemy.dialects.sqlite"):
+    for name in ("deployments.cli", "flows.transfer.story", "flows.transfer.job", "sqlalchemy.dialects.sqlite"):
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork takes one thread along, and the locks of all"
     gc.freeze()

@@ -13,10 +13,10 @@ from blocks.names import temporary
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger, State
 from flows.ledger.store import NewFile, Outcome
-from flows.transfer.flow import run_here
 from flows.transfer.job import TransferJob
 from flows.transfer.manifest import write_manifests
 from flows.transfer.run import TransferRun
+from flows.transfer.story import run_here
 from tests.faults.card import make_card, temporary_files, until, walk, write_job
 from tests.faults.forker import Child, Forker
 from tests.ledger.crowd import elsewhere, version

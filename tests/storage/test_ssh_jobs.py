@@ -10,8 +10,8 @@ import yaml
 
 from blocks.errors import ConfigError
 from blocks.storage import ScpStorage, SftpStorage
-from flows.transfer.flow import run_here
 from flows.transfer.job import load_job
+from flows.transfer.story import run_here
 from tests.contract.data import MIB, payload
 from tests.servers.sshd import Sshd
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from blocks.storage import LocalStorage
-from flows.transfer.flow import run_here
 from flows.transfer.job import TransferJob
+from flows.transfer.story import run_here
 
 
 class Bench:

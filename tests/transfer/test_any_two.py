@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.transfer.flow import run_here
 from flows.transfer.job import TransferJob
+from flows.transfer.story import run_here
 from tests.contract import conftest as _registers_all  # noqa: F401
 from tests.contract.data import payload
 from tests.contract.places import PLACES, Place

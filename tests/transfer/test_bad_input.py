@@ -242,7 +242,7 @@ class Meddler:
 
 @pytest.mark.parametrize("size", [10, 1 << 20, 40 << 20])
 def test_a_file_that_vanishes(bench: Bench, size: int) -> None:
-    from flows.transfer.flow import run_here
+    from flows.transfer.story import run_here
 
     gone = bench.put("gone", os.urandom(size))
     bench.put("stays", b"1")
@@ -255,7 +255,7 @@ def test_a_file_that_vanishes(bench: Bench, size: int) -> None:
 
 @pytest.mark.parametrize("size", [10, 1 << 20, 40 << 20])
 def test_a_file_that_changes(bench: Bench, size: int) -> None:
-    from flows.transfer.flow import run_here
+    from flows.transfer.story import run_here
 
     path = bench.put("changes", os.urandom(size))
     bench.put("stays", b"1")
@@ -289,7 +289,7 @@ def test_a_file_that_grows_all_the_time_it_is_read(bench: Bench) -> None:
                 f.flush()
 
     writer = threading.Thread(target=grow)
-    from flows.transfer.flow import run_here
+    from flows.transfer.story import run_here
 
     try:
         summary = run_here(bench.job(), watcher=Meddler(writer.start))

@@ -70,7 +70,7 @@ def test_a_run_that_is_stopped_and_the_next(bench: Bench, content: bytes, far: b
     bench.put("clip.mp4", content)
     source, to = BreakingStorage.at(bench.card, far=far), BreakingStorage.at(bench.archive)
     job = bench.job(source=source, destinations=[to])
-    from flows.transfer.flow import carry_out, deliver_shipment
+    from flows.transfer.story import carry_out, deliver_shipment
 
     with Ledger.open() as ledger, TransferRun(job, ledger) as run:
         to.cable.at = {50 * MIB: run.stop.set}
@@ -88,7 +88,7 @@ def test_a_run_that_is_stopped_before_it_begins_the_file_again(bench: Bench, con
     bench.put("clip.mp4", content)
     to = BreakingStorage.at(bench.archive)
     job = bench.job(destinations=[to])
-    from flows.transfer.flow import carry_out, deliver_shipment
+    from flows.transfer.story import carry_out, deliver_shipment
 
     parts = []
     for turn in range(3):

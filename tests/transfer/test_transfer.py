@@ -13,8 +13,8 @@ import pytest
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger, State
 from flows.ledger.store import NewFile
-from flows.transfer.flow import run_here
 from flows.transfer.job import Settle, Shipping
+from flows.transfer.story import run_here
 from tests.transfer.conftest import Bench, sha256
 
 HOSTILE = [
