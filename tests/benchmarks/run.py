@@ -5,6 +5,8 @@
     c       no-op rerun of (a), and of 100,000 known files
     server  (a) with a running Prefect server, and without
     memory  peak memory at 20,000 and at 200,000 files
+    sftp, s3, webhdfs    1 GiB and 5,000 small files to a server and back: the tools of that server
+    ten     peak memory for one file of 10 GiB, by every storage
 
 Here are the arguments, the work folder and its end. Exit code 0: measured (whether the bounds were reached is in the
 table); 1: a program failed or did not do its work; 2: bad arguments or too little space; 130: interrupted.
@@ -26,9 +28,12 @@ from types import FrameType
 from tests.benchmarks import report
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
-from tests.benchmarks.scenarios import SCENARIOS, Bench, must_fit
+from tests.benchmarks.scenarios import SCENARIOS as LOCAL
+from tests.benchmarks.scenarios import Bench, must_fit
+from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
+SCENARIOS = {**LOCAL, **FAR}
 ROUNDS, QUICK_ROUNDS = 5, 3
 
 
@@ -56,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given.work.mkdir(parents=True, exist_ok=True)
         must_fit(given.work, given.names, rounds)
-        for name in ("rclone", "rsync", "cp", "sha256sum", "prefect"):
+        for name in ("rclone", "rsync", "cp", "sha256sum", "prefect", "sftp", "s5cmd", "curl"):
             program(name)
     except (BenchError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -29,6 +29,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SMALL_FILES, SMALL_SIZE, SMALL_FOLDERS = 20_000, 4 * KIB, 200
 LARGE_SIZE = 2 * GIB
 KNOWN_FILES = 100_000
+FAR_FILES = 5_000
 BIG_FILES = 200_000
 RSS_LIMIT = 250e6
 COMMAND_LIMIT = 2.5
@@ -334,10 +335,15 @@ def space(names: list[str], rounds: int) -> tuple[int, int]:
         "c": SMALL_FILES * 4 + KNOWN_FILES * 3,
         "server": SMALL_FILES * (1 + 2 * rounds),
         "memory": (BIG_FILES + BIG_FILES // 10) * 2,
+        "sftp": FAR_FILES * (1 + 4 * rounds),
+        "s3": FAR_FILES * (1 + 3 * rounds),
     }
     files = sum(per.get(name, 0) for name in names)
     ledgers = files * KIB  # a row per file, and its log
     copies = LARGE_SIZE * 5 if "b" in names else 0  # the source, and onblock, rclone, rsync and cp
+    copies = max(
+        copies, 25 * GIB if "ten" in names else 0, 20 * GIB if "s3" in names else 0
+    )  # it keeps what is deleted
     return int((files * block + ledgers + copies) * margin) + 200 * MIB, int(files * margin) + 1000
 
 

@@ -30,6 +30,11 @@ def program(name: str) -> str:
     raise BenchError(f"the program {name} is missing; `make install` brings rclone, the system's packages the others")
 
 
+def local(folder: Path) -> dict[str, Any]:
+    """The block of a folder."""
+    return {"type": "local-storage", "root": str(folder), "create_root": True}
+
+
 @dataclass
 class Tools:
     """Runs programs inside a work folder."""
@@ -59,41 +64,44 @@ class Tools:
         self._count += 1
         return self.work / f"{self._count:04}-{name}"
 
-    def _run(self, name: str, argv: list[str], cwd: Path | None = None) -> Sample:
+    def run(self, name: str, argv: list[str], cwd: Path | None = None, **env: str) -> Sample:
+        """One program, once."""
         os.sync()
-        return run(argv, cwd=cwd or self.work, env=self.env, log=self.log(name))
+        return run(argv, cwd=cwd or self.work, env=self.env | env, log=self.log(name))
 
     def rclone(self, what: Material, to: Path) -> Sample:
-        return self._run("rclone", [program("rclone"), "copy", "--transfers", "8", str(what.folder), str(to)])
+        return self.run("rclone", [program("rclone"), "copy", "--transfers", "8", str(what.folder), str(to)])
 
     def rsync(self, what: Material, to: Path) -> Sample:
-        return self._run("rsync", [program("rsync"), "-a", f"{what.folder}/", f"{to}/"])
+        return self.run("rsync", [program("rsync"), "-a", f"{what.folder}/", f"{to}/"])
 
     def cp(self, what: Material, to: Path) -> Sample:
-        return self._run("cp", [program("cp"), "-r", str(what.folder), str(to)])
+        return self.run("cp", [program("cp"), "-r", str(what.folder), str(to)])
 
     def sha256sum(self, folder: Path) -> Sample:
         """Hash all files below `folder` into a list beside it."""
         find = 'find . -type f -print0 | xargs -0 sha256sum > "$0"'
-        return self._run("sha256sum", [program("sh"), "-c", find, f"{folder}.sha256"], folder)
+        return self.run("sha256sum", [program("sh"), "-c", find, f"{folder}.sha256"], folder)
 
     def onblock(
         self, what: Material, to: Path, home: Path, *, known: bool = False, api: str | None = None
     ) -> tuple[Sample, dict[str, Any]]:
-        """`onblock run` with the defaults of a job; `known`: all of it was delivered before, so nothing is."""
+        """`onblock run` from folder to folder; `known`: all of it was delivered before, so nothing is."""
+        return self.job(what, local(what.folder), local(to), home, known=known, api=api)
+
+    def job(
+        self, what: Material, source: dict[str, Any], destination: dict[str, Any], home: Path, *,
+        known: bool = False, api: str | None = None,
+    ) -> tuple[Sample, dict[str, Any]]:  # fmt: skip
+        """`onblock run` with the defaults of a job."""
         os.sync()
         job = self.log("job").with_suffix(".yaml")
         job.write_text(
-            json.dumps(
-                {
-                    "name": "bench",
-                    "source": {"type": "local-storage", "root": str(what.folder)},
-                    "destination": {"type": "local-storage", "root": str(to), "create_root": True},
-                    "verify": "checksum",
-                    "settle": {"quiet": "0s"},
-                }
-            )
-        )
+            json.dumps({
+                "name": "bench", "source": source, "destination": destination, "verify": "checksum",
+                "settle": {"quiet": "0s"}, "exclude": ["checksums.sha256"],
+            })
+        )  # fmt: skip
         env = self.env | {"ONBLOCK_HOME": str(home)} | ({"PREFECT_API_URL": api} if api else {})
         log = self.log("onblock")
         argv = [sys.executable, "-m", "deployments.cli", "run", str(job), "--json"]

@@ -18,6 +18,7 @@ from tests.servers.postgres import DEBIAN
 PACKAGES = {
     "postgres": "postgresql",
     "rsync": "rsync",
+    "curl": "curl",
     "mount": "mount",
     "setpriv": "util-linux",
     "unshare": "util-linux",
