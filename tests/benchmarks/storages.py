@@ -302,7 +302,12 @@ def _claims(bench: Bench, name: str, ran: dict[str, dict[str, Series]], least: d
         for tool, wanted in least.items():
             value = 1 / times(series["onblock"], series[tool])
             text = f"({name}) speed of onblock's job to {tool}'s, {way}"
-            bench.claim(text, f"{value:.2f} x", None if wanted is None else f"at least {wanted:g} x", wanted is None or value >= wanted)
+            bench.claim(
+                text,
+                f"{value:.2f} x",
+                None if wanted is None else f"at least {wanted:g} x",
+                wanted is None or value >= wanted,
+            )
 
 
 def sftp(bench: Bench) -> None:

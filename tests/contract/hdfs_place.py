@@ -105,7 +105,9 @@ def hadoop_cli(request: pytest.FixtureRequest) -> Iterator[Place]:
     cluster: Hdfs = request.getfixturevalue("hdfs_cluster")
     root = new_root(cluster)
     storage = HadoopCliStorage(program=cluster.info["hadoop"], root=root)
-    yield HdfsPlace(storage, cluster, root)
+    one = HdfsPlace(storage, cluster, root)
+    one.dear = True
+    yield one
 
 
 SAMPLES["hadoop-cli"] = {

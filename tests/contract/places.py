@@ -33,6 +33,8 @@ class Place(ABC):
     """Files in a listing that should not fit one page of it; fewer where `put` is dear."""
     sequences = 60
     """Runs of the test of any sequence; fewer where a request is dear."""
+    dear = False
+    """Whether each call is so slow that of many names one must do."""
     puts_mtime = False
     """Whether `put` can set the time that a scan shows."""
 
@@ -54,6 +56,10 @@ class Place(ABC):
     @abstractmethod
     def remove(self, path: str) -> None:
         """Take a file away."""
+
+    def some(self, paths: list[str]) -> list[str]:
+        """All of them; the one in the middle where calls are dear."""
+        return paths[len(paths) // 2 : len(paths) // 2 + 1] if self.dear else paths
 
     def holds(self, path: str) -> bool:
         """Whether the far side can hold a file of this legal name; if not, ConfigError says so."""

@@ -18,8 +18,13 @@ def takes(place: Place, session: Session, path: str) -> bool:
     return place.holds(path) and (session.features.byte_names or path not in BYTES)
 
 
-@pytest.mark.parametrize("path", HOSTILE + BYTES, ids=ascii)
-def test_a_hostile_name_goes_all_the_way(place: Place, session: Session, path: str) -> None:
+def test_a_hostile_name_goes_all_the_way(place: Place, session: Session, subtests: pytest.Subtests) -> None:
+    for path in place.some(HOSTILE + BYTES):
+        with subtests.test(path=ascii(path)):
+            all_the_way(place, session, path)
+
+
+def all_the_way(place: Place, session: Session, path: str) -> None:
     data = payload(len(path) * 11, 1)
     if not takes(place, session, path):
         with pytest.raises(ConfigError):
@@ -54,8 +59,13 @@ def test_hostile_names_side_by_side(place: Place, session: Session) -> None:
         assert fetch(session, path) == payload(50, number)
 
 
-@pytest.mark.parametrize("path", [*HOSTILE, *BYTES], ids=ascii)
-def test_a_hostile_folder(place: Place, session: Session, path: str) -> None:
+def test_a_hostile_folder(place: Place, session: Session, subtests: pytest.Subtests) -> None:
+    for path in place.some(HOSTILE + BYTES):
+        with subtests.test(path=ascii(path)):
+            as_a_folder(place, session, path)
+
+
+def as_a_folder(place: Place, session: Session, path: str) -> None:
     if not takes(place, session, path):
         with pytest.raises(ConfigError):
             send(session, f"{path}/file", b"x")
@@ -64,6 +74,7 @@ def test_a_hostile_folder(place: Place, session: Session, path: str) -> None:
     send(session, f"{path}/file", b"x")
     assert place.everything() == {f"{path}/file"}
     assert listing(session, path) == {f"{path}/file"}
+    session.delete(f"{path}/file")
 
 
 ATTEMPTS: dict[str, Callable[[Session, str], object]] = {
@@ -79,9 +90,14 @@ ATTEMPTS: dict[str, Callable[[Session, str], object]] = {
 }
 
 
-@pytest.mark.parametrize("path", ILLEGAL, ids=ascii)
-def test_an_illegal_name_is_refused_by_every_method(place: Place, session: Session, path: str) -> None:
+def test_an_illegal_name_is_refused_by_every_method(place: Place, session: Session, subtests: pytest.Subtests) -> None:
     place.put("file", b"untouched")
+    for path in place.some(ILLEGAL):
+        with subtests.test(path=ascii(path)):
+            refused(place, session, path)
+
+
+def refused(place: Place, session: Session, path: str) -> None:
     for name, attempt in ATTEMPTS.items():
         with pytest.raises(ConfigError) as caught:
             attempt(session, path)

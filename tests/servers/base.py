@@ -114,7 +114,9 @@ class Server:
         return done.stdout
 
     def spawn(self, *argv: str, user: str | None = None, env: dict[str, str] | None = None) -> None:
-        """The server itself, in a session of its own, its output in `server.log`."""
+        """The server itself, in a session of its own, its output in `server.log`. It ends when we do, however that is."""
+        if setpriv := program("setpriv"):
+            argv = (setpriv, "--pdeathsig", signal.Signals(self.stop_signal).name.removeprefix("SIG"), "--", *argv)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,

@@ -43,14 +43,19 @@ def whole(bench: Bench, content: bytes) -> None:
         assert [r["journal"] for r in ledger.files()] == [None]
 
 
-@pytest.mark.parametrize("marks", [[1], [40 * MIB], [20 * MIB, 41 * MIB, 80 * MIB], [SIZE]])
+HERE = (False, False)
+IN_THE_MIDDLE = [[40 * MIB], [20 * MIB, 41 * MIB, 80 * MIB]]
+
+
 @pytest.mark.parametrize("side", ["source", "destination"])
-@pytest.mark.parametrize("far", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("far", "marks"),
+    [(far, marks) for far in (HERE, (True, False), (False, True), (True, True)) for marks in IN_THE_MIDDLE]
+    + [(HERE, [1]), (HERE, [SIZE])],  # the ends are the same wherever the storages are
+)
 def test_a_cable_that_is_pulled(
     bench: Bench, content: bytes, marks: list[int], side: str, far: tuple[bool, bool]
 ) -> None:
-    if far != (False, False) and marks[0] in (1, SIZE):
-        return  # the ends are the same wherever the storages are
     bench.put("clip.mp4", content)
     source, to = BreakingStorage.at(bench.card, far=far[0]), BreakingStorage.at(bench.archive, far=far[1])
     cable = (source if side == "source" else to).cable
