@@ -7,7 +7,6 @@ machine are not fit to run it; 130 and 143 interrupted.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments import interrupt
+from deployments.told import as_json as _as_json
+from deployments.told import print_json as _print_json
+from deployments.transfers import transfers
 
 if TYPE_CHECKING:
     from flows.transfer.job import TransferJob
@@ -28,8 +30,7 @@ app = typer.Typer(
     name="onblock", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Take recordings off devices when a flight ends, and bring them verified to storage.",
 )  # fmt: skip
-transfers_app = typer.Typer(help="Look at files in the ledger, and ask for them again.", invoke_without_command=True)
-app.add_typer(transfers_app, name="transfers")
+app.add_typer(transfers, name="transfers")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
@@ -169,93 +170,6 @@ def verify(job_file: JobFile, as_json: Json = False) -> None:
     raise typer.Exit(1 if bad else 0)
 
 
-# -- the ledger -----------------------------------------------------------------------------------------------------
-
-JobName = Annotated[str | None, typer.Option("--job", help="Only files of this job.")]
-States = Annotated[list[str] | None, typer.Option("--state", help="Only files in this state; may be given again.")]
-
-
-@transfers_app.callback()
-def transfers(context: typer.Context) -> None:
-    """Without a command: how many files of each job are in which state."""
-    if context.invoked_subcommand is not None:
-        return
-    from flows.ledger import Ledger
-
-    with Ledger.open(create=False) as ledger:
-        counts = ledger.counts()
-    if not counts:
-        print("the ledger is empty: nothing has been run yet")
-        return
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-
-    table = Table("job", "destination", "state", "files", "size")
-    for job, destination, state, files, size in counts:
-        table.add_row(job, destination, state, f"{files:,}", decimal(size))
-    Console().print(table)
-
-
-@transfers_app.command("list")
-def transfers_list(
-    job: JobName = None, state: States = None, as_json: Json = False,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-) -> None:  # fmt: skip
-    """List files with their state, and what is wrong with them."""
-    from blocks import names
-    from flows.ledger import Ledger
-
-    with Ledger.open(create=False) as ledger:
-        rows = list(ledger.files(job=job, states=_states(state), limit=limit))
-    if as_json:
-        _print_json({"files": [_as_json(r) for r in rows]})
-        return
-    if not rows:
-        print("there are no such files; `onblock transfers` shows how many are in which state")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("id", "job", "file", "bytes", "state", "kind", "what happened")
-    for r in rows:
-        table.add_row(
-            str(r["id"]), r["job"], Text(names.display(r["path"])), f"{r['size']:,}", r["state"], r["kind"] or "",
-            Text(names.display(r["message"]) if r["message"] else ""),
-        )  # fmt: skip
-    Console().print(table)
-    if len(rows) == limit:
-        print(f"these are the first {limit}; `--limit` shows more")
-
-
-@transfers_app.command("retry")
-def transfers_retry(
-    ids: Annotated[list[int] | None, typer.Argument(help="Numbers as `transfers list` shows them.")] = None,
-    job: JobName = None, state: States = None,
-) -> None:  # fmt: skip
-    """Queue files once more, delivered ones too: the next run of their job takes them."""
-    from blocks.errors import ConfigError
-    from flows.ledger import Ledger
-
-    if not ids and not (job or state):
-        raise ConfigError("say which files: numbers, or --job and --state")
-    with Ledger.open() as ledger:
-        chosen = ids or [r["id"] for r in ledger.files(job=job, states=_states(state))]
-        count = ledger.ask_again(chosen)
-    print(f"{count} queued again; the next run of their job takes them" if count else "there are no such files")
-
-
-def _states(given: list[str] | None) -> list[Any]:
-    from blocks.errors import ConfigError
-    from flows.ledger import State
-
-    try:
-        return [State(s.upper()) for s in given or []]
-    except ValueError as error:
-        raise ConfigError(f"{error}; there are {', '.join(State)}") from error
-
-
 # -- the machine ----------------------------------------------------------------------------------------------------
 
 
@@ -299,28 +213,11 @@ def demo() -> None:
 # -- what people and programs read ------------------------------------------------------------------------------------
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
 def _files_of(run_id: str) -> list[dict[str, Any]]:
     from flows.ledger import Ledger
 
     with Ledger.open() as ledger:
         return [_as_json(r) for r in ledger.files(run_id=run_id)]
-
-
-def _as_json(row: dict[str, Any]) -> dict[str, Any]:
-    from blocks import names
-
-    wanted = (
-        "id", "job", "destination", "path", "size", "mtime_ns", "state", "kind", "stage", "message", "dest_path", "sha256",
-        "verified_by", "tries", "next_attempt_at", "flight", "device",
-    )  # fmt: skip
-    out = {k: row[k] for k in wanted}
-    for k in ("path", "dest_path"):
-        out[k] = None if out[k] is None else names.display(out[k])
-    return out
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -333,7 +230,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     seconds = summary["seconds"]
     rate = f", {decimal(int(summary['bytes'] / seconds))}/s" if seconds and summary["bytes"] else ""
     out.print(
-        f"[bold]{summary['job']}[/]: {told(summary)}; {decimal(summary['bytes'])} in {seconds:.1f} s{rate}", markup=True
+        f"[bold]{summary['job']}[/]: {told(summary)}; {decimal(summary['bytes'])} in {seconds:.1f} s{rate}",
+        markup=True,
+        soft_wrap=True,
     )
     for how, n in summary["verified_by"].items():
         what = "already there with the same content" if how == "found" else f"verified by {how}"

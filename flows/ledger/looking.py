@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from blocks import names
+from blocks.storage.base import FileInfo
 from flows.ledger.connections import Connections, pages
 from flows.ledger.models import File, Route
 from flows.ledger.states import State
@@ -15,6 +16,13 @@ from flows.ledger.states import State
 PAGE = 1000
 DELIVERED = (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)
 """States of rows whose file is at its final name."""
+
+
+VERSION = (File.path, File.size, File.mtime_ns, File.etag)
+
+
+def _version(row: Any) -> FileInfo:
+    return FileInfo(names.from_text(row.path), row.size, row.mtime_ns, row.etag)
 
 
 class Looking(Connections):
@@ -88,6 +96,31 @@ class Looking(Connections):
                 return
             after = page[-1]["id"]
             limit = None if limit is None else limit - len(page)
+
+    def preferred(self, route_id: int, most: int) -> Iterator[list[FileInfo]]:
+        """Pages of the versions that wait and go before others, the most urgent first; at most so many."""
+        waiting = (File.route_id == route_id, File.state == State.QUEUED, File.priority > 0)
+        order = (File.priority.desc(), File.id)
+        with self._read() as c:
+            found = c.execute(select(*VERSION).where(*waiting).order_by(*order).limit(most)).all()
+        for start in range(0, len(found), PAGE):
+            yield [_version(r) for r in found[start : start + PAGE]]
+
+    def postponed(self, route_id: int, run_id: str) -> Iterator[list[FileInfo]]:
+        """Pages of the versions that wait and go after others, among those that a run has listed."""
+        after = 0
+        while True:
+            with self._read() as c:
+                found = c.execute(
+                    select(*VERSION, File.id)
+                    .where(File.route_id == route_id, File.state == State.QUEUED, File.priority < 0,
+                           File.run_id == run_id, File.id > after)
+                    .order_by(File.id).limit(PAGE)
+                ).all()  # fmt: skip
+            if not found:
+                return
+            after = found[-1].id
+            yield [_version(r) for r in found]
 
     def counts(self, job: str | None = None) -> list[tuple[str, str, str, int, int]]:
         """(job, destination, state, files, bytes) for all routes, or those of one job."""

@@ -79,6 +79,43 @@ class Manifest(Base):
     writer: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
 
 
+class Berth(Base):
+    """A run at work at a place, and the bytes it has reserved there. Runs that have ended or died count for nothing."""
+
+    __tablename__ = "berths"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    place: Mapped[str] = mapped_column(Text, primary_key=True)
+    reserved: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Hold(Base):
+    """A job that somebody has paused."""
+
+    __tablename__ = "holds"
+
+    job: Mapped[str] = mapped_column(String(100), primary_key=True)
+    who: Mapped[str] = mapped_column(String(100))
+    since: Mapped[int] = mapped_column(BigInteger)
+
+
+class Override(Base):
+    """Somebody takes it on himself that files pass in spite of a finding. Rows are never changed: one that ends
+    another before its time `revokes` it."""
+
+    __tablename__ = "overrides"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    revokes: Mapped[int | None] = mapped_column(ForeignKey("overrides.id"))
+    job: Mapped[str] = mapped_column(String(100))
+    rule: Mapped[str] = mapped_column(String(100))  # which finding
+    path: Mapped[str] = mapped_column(Text)  # a pattern, as `include` has them
+    who: Mapped[str] = mapped_column(String(100))
+    why: Mapped[str] = mapped_column(Text)
+    made_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class File(Base):
     """One file version on one route."""
 
@@ -104,7 +141,9 @@ class File(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)  # fencing token: each claim adds one
     run_id: Mapped[str | None] = mapped_column(String(36))  # who holds it, or saw it last
     tries: Mapped[int] = mapped_column(Integer, default=0)  # failures since it was queued
-    priority: Mapped[int] = mapped_column(Integer, default=0)
+    priority: Mapped[int] = mapped_column(Integer, default=0)  # -1 low, 0, 1 high, 2 urgent
+    wish: Mapped[str | None] = mapped_column(String(8))  # pause or cancel, to whoever holds it
+    findings: Mapped[str | None] = mapped_column(Text)  # JSON: what the gate found
     next_attempt_at: Mapped[int | None] = mapped_column(BigInteger)
 
     flight: Mapped[str | None] = mapped_column(String(100))
@@ -112,13 +151,17 @@ class File(Base):
     manifest_id: Mapped[int | None] = mapped_column(ForeignKey("manifests.id"))
     queued_at: Mapped[int] = mapped_column(BigInteger)
     done_at: Mapped[int | None] = mapped_column(BigInteger)
+    verify_passes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # since the delivery
+    proven_at: Mapped[int | None] = mapped_column(BigInteger)  # the last of them
     updated_at: Mapped[int] = mapped_column(BigInteger)
 
     _open = text("state NOT IN ({})".format(", ".join(f"'{s}'" for s in sorted(DONE))))
     _hashed = text("sha256 IS NOT NULL")
+    _wished = text("wish IS NOT NULL")
     __table_args__ = (
         UniqueConstraint("route_id", "path", "size", "mtime_ns", "etag", name="uq_files_version"),
         Index("ix_files_open", "route_id", "state", sqlite_where=_open, postgresql_where=_open),
         Index("ix_files_sha256", "sha256", sqlite_where=_hashed, postgresql_where=_hashed),
         Index("ix_files_manifest", "manifest_id"),
+        Index("ix_files_wish", "run_id", sqlite_where=_wished, postgresql_where=_wished),
     )

@@ -30,6 +30,7 @@ class Row(NamedTuple):
     queued_at: int
     message: str | None
     journal: str | None
+    priority: int
 
 
 COLUMNS = [getattr(File, name) for name in Row._fields]

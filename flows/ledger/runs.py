@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, and_, insert, select, update
 
-from flows.ledger.connections import Connections, now_ms
+from flows.ledger.connections import Connections, now_ms, pages
 from flows.ledger.models import File, Run
 from flows.ledger.states import ACTIVE, State, check_moves
+from flows.ledger.wishes import fulfil
 from flows.ledger.worker import is_alive, is_of_an_earlier_boot, this_worker
 
 LEASE_MS = 60_000
@@ -101,7 +102,10 @@ class Runs(Connections):
         check_moves((s, State.QUEUED) for s in ACTIVE)
         held = and_(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
         self._lock(c, held)
-        return c.execute(
+        freed = list(c.execute(
             update(File).where(held)
-            .values(state=State.QUEUED, next_attempt_at=None, updated_at=now_ms())
-        ).rowcount  # fmt: skip
+            .values(state=State.QUEUED, next_attempt_at=None, updated_at=now_ms()).returning(File.id)
+        ).scalars())  # fmt: skip
+        for page in pages(freed):
+            fulfil(c, File.id.in_(page))
+        return len(freed)

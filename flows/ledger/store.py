@@ -47,6 +47,7 @@ from flows.ledger.models import File, Identity, Manifest, Route, Run
 from flows.ledger.rows import COLUMNS, Claim, Entered, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
 from flows.ledger.states import ACTIVE, DONE, State, check_moves, sources
+from flows.ledger.wishes import Wishes, fulfil
 
 PROBLEM = "!problem"
 """The etag of rows that stand for something that cannot be taken: a socket, a folder that cannot be read."""
@@ -74,7 +75,7 @@ def default_url() -> str:
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
 
 
-class Ledger(Manifests, Looking):
+class Ledger(Manifests, Looking, Wishes):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):
@@ -229,6 +230,26 @@ class Ledger(Manifests, Looking):
                 return
             yield [(row_of(r[:-1]), bool(r[-1])) for r in found]
 
+    def cancelled(self, route_id: int) -> Iterator[list[Row]]:
+        """Pages of cancelled rows of which something may lie at the destination. The caller clears them before it asks
+        for the next page."""
+        while True:
+            with self._read() as c:
+                found = c.execute(
+                    select(*COLUMNS).where(
+                        File.route_id == route_id, File.state == State.CANCELLED, File.journal.is_not(None)
+                    ).limit(1000)
+                ).all()  # fmt: skip
+            if not found:
+                return
+            yield [row_of(r) for r in found]
+
+    def cleared(self, rows: Sequence[Row]) -> None:
+        """Nothing of these cancelled rows lies at the destination any more."""
+        with self._write() as c:
+            for page in self._lock_ids(c, [r.id for r in rows]):
+                c.execute(update(File).where(File.id.in_(page), File.state == State.CANCELLED).values(journal=None))
+
     # -- files: claim and finish --------------------------------------------------------------------------------------
 
     def claim(self, run_id: str, row_ids: Sequence[int], to: State = State.DELIVERING) -> dict[int, Claim]:
@@ -285,6 +306,8 @@ class Ledger(Manifests, Looking):
                     )
                     .returning(File.id)
                 ).scalars().all())  # fmt: skip
+            for page in pages(sorted(written)):
+                fulfil(c, File.id.in_(page))
             changed = c.execute(
                 select(File.manifest_id).distinct().where(
                     File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == State.VERIFIED,
@@ -313,19 +336,6 @@ class Ledger(Manifests, Looking):
                     for row, state, failure in settled
                 ],
             )  # fmt: skip
-
-    def ask_again(self, ids: Sequence[int]) -> int:
-        """Queue rows once more on somebody's wish, at once: delivered and deferred ones too; how many could be."""
-        allowed = sources(State.QUEUED) - ACTIVE | {State.QUEUED}
-        count = 0
-        with self._write() as c:
-            for page in self._lock_ids(c, ids):
-                count += c.execute(
-                    update(File).where(File.id.in_(page), File.state.in_(allowed))
-                    .values(state=State.QUEUED, tries=0, next_attempt_at=None, kind=None, message=None, stage=None,
-                            queued_at=now_ms(), updated_at=now_ms())
-                ).rowcount  # fmt: skip
-        return count
 
     def mark_damaged(self, damaged: Sequence[tuple[int, OnblockError]]) -> None:
         """Delivered files are not what was delivered: quarantined, until somebody asks for them again. One transaction."""

@@ -21,14 +21,30 @@ log = logging.getLogger("onblock.transfer")
 
 def clear_gone(run: TransferRun) -> None:
     """Settle the rows of each destination. A destination that fails is noted in `run.problems`; the next run tries."""
-    if not run.scanned.complete:
-        return
     for way in run.ways:
         try:
-            _clear_way(run, way)
+            _clear_cancelled(run, way)
+            if run.scanned.complete and not run.held:
+                _clear_way(run, way)
         except OnblockError as error:
             log.error("what is left of earlier runs at %s could not be cleared: %s", way.storage.place(), error)
             run.problems.append(f"what is left of earlier runs at {way.storage.place()} could not be cleared: {error}")
+
+
+def _clear_cancelled(run: TransferRun, way: Way) -> None:
+    """Nothing is left of files that somebody cancelled."""
+    assert way.route_id is not None  # only a dry run has none
+    for page in run.ledger.cancelled(way.route_id):
+        with run.pool.session(way.storage) as session:
+            for row in page:
+                _discard(session, row)
+        run.ledger.cleared(page)
+
+
+def _discard(session: Session, row: Row) -> None:
+    if row.dest_path is not None:
+        version = (row.size, row.mtime_ns, row.etag)
+        discard_staged(session, row.dest_path, row.path, version, row.attempt + 1, Journal.parse(row.journal))
 
 
 def _clear_way(run: TransferRun, way: Way) -> None:
@@ -38,15 +54,7 @@ def _clear_way(run: TransferRun, way: Way) -> None:
         try:
             with run.pool.session(way.storage) as session, run.pool.session(run.job.source) as source:
                 for row, superseded in page:
-                    if row.dest_path is not None:
-                        discard_staged(
-                            session,
-                            row.dest_path,
-                            row.path,
-                            (row.size, row.mtime_ns, row.etag),
-                            row.attempt + 1,
-                            Journal.parse(row.journal),
-                        )
+                    _discard(session, row)
                     settled.append((row, *_verdict(source, row, superseded)))
         finally:  # also when a storage stops answering half-way: what was cleared is written down
             _write_down(run, settled)

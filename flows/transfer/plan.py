@@ -19,7 +19,10 @@ from flows.transfer.shipment import Item, Leg
 
 def plan(run: TransferRun, page: list[FileInfo]) -> list[Item]:
     """The files of a page that are to be moved now. Enters what is new into the ledger, counts what is not moved."""
-    page = [f if f.problem is None else f._replace(etag=PROBLEM, size=0, mtime_ns=0) for f in page]
+    page = [
+        f if f.problem is None else f._replace(etag=PROBLEM, size=0, mtime_ns=0)
+        for f in page if f[:4] not in run.ahead
+    ]  # fmt: skip
     legs: dict[tuple[str, int, int, str], list[Leg]] = {}
     files: dict[tuple[str, int, int, str], FileInfo] = {}
     for number, way in enumerate(run.ways):
@@ -62,6 +65,8 @@ def _plan_way(
                 _count(row.state, row.kind, receipt)
             elif row.next_attempt_at is not None and row.next_attempt_at > now:
                 receipt.deferred += 1
+            elif row.priority < 0 and not run.closing:
+                continue  # its turn comes
             else:
                 passage = judged[row.path]
                 path = row.dest_path or passage.dest_path

@@ -16,6 +16,7 @@ from blocks.errors import OnblockError
 from blocks.storage.base import Storage
 from blocks.storage.pool import SessionPool
 from flows.ledger.store import HEARTBEAT_S, Ledger
+from flows.ledger.wishes import Wish
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
 from flows.transfer.resume import JOURNAL_S
@@ -54,6 +55,10 @@ class TransferRun:
         self._noted = 0.0
         self.parallel = 1  # sessions that one shipment of small files keeps busy
         self.recovered = 0
+        self.wishes: dict[int, Wish] = {}  # of rows we work on, as of a second ago
+        self.held: str | None = None  # who has paused the job
+        self.ahead: set[tuple[str, int, int, str]] = set()  # versions that were planned before the listing
+        self.closing = False  # the listing is done: what has a low priority is due
         self.seconds = 0.0
         self.problems: list[str] = []
         self._flow_run_id = flow_run_id
@@ -73,6 +78,7 @@ class TransferRun:
         self.recovered = self.ledger.recover()
         if self.recovered:
             log.warning("%d files were left behind by a run that died: taken up again", self.recovered)
+        self.held = self.ledger.held(job.name)
         self.ways = []
         for storage in job.destinations:
             route_id = self.ledger.route(job.name, storage.place())
@@ -85,6 +91,17 @@ class TransferRun:
         self._heart.start()
         self._began = time.monotonic()
         return self
+
+    def ask(self) -> None:
+        """Ask what is wanted of our files; once a second."""
+        try:
+            self.wishes, self.held = self.ledger.wishes(self.id), self.ledger.held(self.job.name)
+        except OnblockError as error:
+            log.warning("nobody can be asked what is wanted: %s", error)
+
+    def wish(self, row_id: int) -> Wish | None:
+        """What somebody wants of a file that we work on."""
+        return Wish.PAUSE if self.held else self.wishes.get(row_id)
 
     def note_due(self) -> bool:
         """Whether the run may write down how far a file is: once a second, whichever file asks."""
@@ -108,6 +125,7 @@ class TransferRun:
         last = time.monotonic()
         while not self._ended.wait(1.0):
             self.watcher.tick(self.meter)
+            self.ask()
             if time.monotonic() - last >= HEARTBEAT_S:
                 last = time.monotonic()
                 try:

@@ -9,6 +9,7 @@ without a server; `flow.py` tells it as a Prefect flow.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from blocks.storage.base import FileInfo
@@ -18,6 +19,7 @@ from flows.transfer.job import TransferJob
 from flows.transfer.manifest import write_manifests
 from flows.transfer.move import deliver_side_by_side
 from flows.transfer.plan import plan
+from flows.transfer.priority import ahead, behind
 from flows.transfer.progress import Receipt, Watcher
 from flows.transfer.retry import RETRIED
 from flows.transfer.run import TransferRun
@@ -30,9 +32,13 @@ def carry_out(run: TransferRun, sender: Sender) -> dict[str, Any]:
     """All of a run, whoever carries the shipments; its summary."""
     with sender:
         for shipment in shipments(run):
+            if run.held:
+                break
             sender.send(shipment)
         run.meter.scanning = False
         sender.collect(wait=True)
+    if run.held:
+        run.problems.append(f"{run.job.name} was paused by {run.held}; `onblock transfers resume --job {run.job.name}`")
     clear_gone(run)
     run.finished()
     write_manifests(run)
@@ -42,7 +48,7 @@ def carry_out(run: TransferRun, sender: Sender) -> dict[str, Any]:
 def shipments(run: TransferRun) -> Iterator[Shipment]:
     """What there is to move: listed, judged, held against the ledger, packed. Streams."""
     with run.pool.session(run.job.source) as source:
-        pages = scan(source, run.job, run.scanned, run.stop.wait)
+        pages = chain(ahead(run), scan(source, run.job, run.scanned, run.stop.wait), behind(run))
         yield from pack(_items(run, pages), run.job.shipping)
 
 

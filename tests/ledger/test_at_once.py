@@ -12,6 +12,7 @@ from blocks.errors import ConfigError, NetworkError
 from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
 from flows.ledger.store import Outcome
+from flows.ledger.wishes import Wish, refusal
 from tests.ledger.crowd import at_once, elsewhere, enter, states, table, version
 
 PLACE = "local:/archive"
@@ -122,7 +123,9 @@ def _mill(number: int, meet: Meet, url: str, route: int, ids: list[int]) -> tupl
             _, seen = ledger.compare(route, dice.sample(page, 600))
             ledger.mark_seen(run_id, seen)
             ledger.requeue(run_id, [r for r in seen if r.state is State.FAILED])
-            ledger.ask_again(dice.sample(ids, 300))
+            chosen = ledger.choose(dice.sample(ids, 300))
+            wish = dice.choice(list(Wish))
+            ledger.grant(wish, [row for row in chosen if refusal(wish, row) is None], who="x")
             queued = [r for r in seen if r.state is State.QUEUED]
             some = dice.sample(queued, min(20, len(queued)))
             ledger.settle_rows([(row, State.FAILED, ConfigError("x")) for row in some], "scan")

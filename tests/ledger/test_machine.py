@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from blocks.errors import NetworkError
+from blocks.errors import ConfigError, NetworkError
 from flows.ledger import Ledger, State
 from flows.ledger.states import ACTIVE, DONE, MOVES, IllegalMove
 from flows.ledger.store import Claim, Outcome, Row
+from flows.ledger.wishes import AT_REST, Wish
 from tests.ledger.crowd import elsewhere, enter, look, table, version
 
 S = State
 WRONG = NetworkError("wrong")
 VERSIONS = [version(p, n) for p in ("a", "b\n", "c\udcff") for n in (1, 2)]
-ASKABLE = set(State) - ACTIVE - {S.CLEANED}
 jobs = itertools.count()
 few = st.lists(st.integers(0, len(VERSIONS) - 1), max_size=4, unique=True)
 who = st.integers(0, 2)
@@ -41,6 +41,7 @@ class Rows(RuleBasedStateMachine):
         self.state: dict[int, State] = {}
         self.attempt: dict[int, int] = {}
         self.holder: dict[int, str] = {}
+        self.wish: dict[int, Wish | None] = {}  # left for whoever works on it
         self.claims: list[Claim] = []  # all there ever were: late writers
         self.seen: list[Row] = []  # all that anybody ever looked at
         self.finished: set[tuple[int, int]] = set()
@@ -54,7 +55,9 @@ class Rows(RuleBasedStateMachine):
 
     def release(self, run_id: str) -> int:
         held = [i for i, h in self.holder.items() if h == run_id and self.state[i] in ACTIVE]
-        self.state |= dict.fromkeys(held, S.QUEUED)
+        for i in held:
+            self.state[i] = S.QUEUED
+            self.fulfil(i)
         return len(held)
 
     @rule(run=who, numbers=few)
@@ -96,6 +99,7 @@ class Rows(RuleBasedStateMachine):
         assert written == ({claim.id} if may else set())
         if may:
             self.state[claim.id] = to
+            self.fulfil(claim.id)
 
     @rule(run=who, data=st.data())
     def requeue(self, run: int, data: st.DataObject) -> None:
@@ -123,11 +127,32 @@ class Rows(RuleBasedStateMachine):
         if (self.state[row.id], self.attempt[row.id]) == (row.state, row.attempt):
             self.state[row.id] = to
 
-    @rule(numbers=few)
-    def ask_again(self, numbers: list[int]) -> None:
-        ids = [i for i in self.picked(numbers) if self.state[i] in ASKABLE]
-        assert self.ledger.ask_again(self.picked(numbers)) == len(ids)
-        self.state |= dict.fromkeys(ids, S.QUEUED)
+    @rule(numbers=few, wish=st.sampled_from(sorted(Wish)))
+    def grant(self, numbers: list[int], wish: Wish) -> None:
+        """All of it or nothing."""
+        ids = self.picked(numbers)
+        chosen = self.ledger.choose(ids) if ids else []
+        assert {row.id: row.state for row in chosen} == {i: self.state[i] for i in ids}
+        states, to = AT_REST[wish]
+        fits = {i for i in ids if self.state[i] in states or (self.state[i] in ACTIVE and wish is not Wish.RETRY)}
+        if fits != set(ids):
+            with pytest.raises(ConfigError):
+                self.ledger.grant(wish, chosen, who="x")
+            return
+        moved = [i for i in ids if self.state[i] in states]
+        left = [i for i in ids if self.state[i] in ACTIVE]
+        assert self.ledger.grant(wish, chosen, who="x") == (len(moved), len(left))
+        self.state |= dict.fromkeys(moved, to)
+        for i in left:
+            self.wish[i] = None if wish is Wish.RESUME else wish
+
+    def fulfil(self, i: int) -> None:
+        """Nobody works on the row any more."""
+        if self.state[i] in ACTIVE:
+            return
+        wish = self.wish.pop(i, None)
+        if wish is not None and self.state[i] is S.QUEUED:
+            self.state[i] = AT_REST[wish][1]
 
     @rule(run=who, numbers=few)
     def mark_seen(self, run: int, numbers: list[int]) -> None:
@@ -170,9 +195,13 @@ class Rows(RuleBasedStateMachine):
         assert rows == {i: (self.state[i], self.attempt[i]) for i in self.state}
         for i, (state, attempt) in rows.items():
             old, before = self.was.get(i, (state, 0))
-            assert state is old or state in MOVES[old], f"no such move: {old} to {state}"
+            steps = {old, *MOVES[old]} | {t for m in MOVES[old] & {S.QUEUED} for t in (S.PAUSED, S.CANCELLED)}
+            assert state in steps, f"no such move: {old} to {state}"
             assert before <= attempt <= before + 1
         self.was = rows
+        for run_id in self.runs:
+            mine = {i: w for i, w in self.wish.items() if w and self.holder[i] == run_id and self.state[i] in ACTIVE}
+            assert self.ledger.wishes(run_id) == mine
 
     def teardown(self) -> None:
         for run_id in self.runs:

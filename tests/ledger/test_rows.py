@@ -16,6 +16,7 @@ from flows.ledger import Ledger, State
 from flows.ledger.models import File
 from flows.ledger.states import IllegalMove
 from flows.ledger.store import PROBLEM, NewFile, Outcome, Row, now_ms
+from flows.ledger.wishes import Wish
 from tests.ledger.crowd import elsewhere, enter, killed, look, states, table, version
 
 HOSTILE = [
@@ -315,7 +316,14 @@ def test_asking_again(ledger: Ledger, run_id: str, route: int, state: State) -> 
         State.FETCHING, State.FETCHED, State.PROCESSING, State.PROCESSED, State.DELIVERING, State.AWAITING_VERIFY,
         State.CLEANED,
     }  # fmt: skip
-    assert ledger.ask_again([row.id, 10**9]) == (state in asleep)
+    chosen = ledger.choose([row.id])
+    if state in asleep:
+        assert ledger.grant(Wish.RETRY, chosen, who="me") == (1, 0)
+    else:
+        with pytest.raises(ConfigError, match="cannot be asked to retry"):
+            ledger.grant(Wish.RETRY, chosen, who="me")
+    with pytest.raises(ConfigError, match="no file"):
+        ledger.choose([row.id, 10**9])
     found = table(ledger, "state", "attempt", "tries", "next_attempt_at", "kind")
     if state in asleep:
         assert found == [("QUEUED", 3, 0, None, None)], "also one that would have waited for an hour"
@@ -424,7 +432,7 @@ def test_a_path_has_one_line_the_one_delivered_last(ledger: Ledger, run_id: str,
     assert list(ledger.manifest_lines(manifest)) == [("a", "2" * 64), ("b", "3" * 64)]
     with ledger.engine.begin() as c:
         c.execute(update(File).values(done_at=File.done_at - 1000))
-    ledger.ask_again([rows[0].id])  # the older version once more, over the newer
+    ledger.grant(Wish.RETRY, ledger.choose([rows[0].id]), who="me")  # the older version once more, over the newer
     assert list(ledger.manifest_lines(manifest)) == [("a", "2" * 64), ("b", "3" * 64)]
     deliver(ledger, run_id, rows[:1], sha256="1" * 64)
     assert list(ledger.manifest_lines(manifest)) == [("a", "1" * 64), ("b", "3" * 64)]

@@ -13,6 +13,7 @@ import pytest
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger, State
 from flows.ledger.store import NewFile
+from flows.ledger.wishes import Wish
 from flows.transfer.job import Settle, Shipping
 from flows.transfer.story import run_here
 from tests.transfer.conftest import Bench, sha256
@@ -249,7 +250,7 @@ def test_a_file_is_sent_again_when_asked(bench: Bench) -> None:
     (bench.archive / "a").unlink()
     assert bench.run()["delivered"] == 0  # known: dedup looks at the ledger, `onblock verify` at the destination
     with Ledger.open() as ledger:
-        ledger.ask_again([row["id"] for row in ledger.files()])
+        ledger.grant(Wish.RETRY, ledger.choose([row["id"] for row in ledger.files()]), who="me")
     assert bench.run()["delivered"] == 1
     assert bench.files() == {"a": b"1"}
 

@@ -1,0 +1,144 @@
+"""The rows of a shipment that are ours, and what becomes of each: done, failed, deferred, kept for a resume.
+
+How files are staged is in `stage.py`, how they get their final names in `move.py`, what is retried in `retry.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from blocks.errors import Cancelled, Kind, NetworkError, OnblockError
+from blocks.storage.base import FileInfo, Upload
+from flows.ledger.states import DONE, State
+from flows.ledger.store import Claim, Outcome, now_ms
+from flows.transfer import pump, retry
+from flows.transfer.progress import Receipt
+from flows.transfer.resume import Journal
+from flows.transfer.run import TransferRun
+from flows.transfer.shipment import Leg, Shipment
+
+log = logging.getLogger("onblock.transfer")
+
+CLEAR = "{}"
+"""The journal of a cancelled file: the next run looks whether something of it lies at the destination."""
+SOURCE = -1
+"""Stands for the source where ways are counted."""
+
+
+class Staged(NamedTuple):
+    """A file that lies whole at a destination, not yet under its final name."""
+
+    leg: Leg
+    file: FileInfo
+    upload: Upload
+    sha256: str
+    verified_by: str | None
+
+
+class Accounts:
+    """What is known of the rows of one shipment while it is moved. `failures` holds the kinds of what went wrong."""
+
+    def __init__(self, run: TransferRun, shipment: Shipment):
+        self.run, self.shipment, self.job = run, shipment, run.job
+        self.receipt = Receipt()
+        self.failures: set[Kind] = set()
+        self.elsewhere = 0  # rows that another run has taken
+        self._claims: dict[int, Claim] = {}  # rows that are ours and not accounted for
+        self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
+        self._journals: dict[int, Journal] = {}  # of large files that can be resumed
+        self._resumed: set[int] = set()
+        self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
+        self._outcomes: list[Outcome] = []
+        # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
+        self._away: dict[int, NetworkError] = {}
+
+    def _note(self, leg: Leg) -> None:
+        """Write down how far a large file is. A row that another run has taken is no longer our affair."""
+        journal = self._journals[leg.row_id]
+        journal.token = self._uploads[leg.row_id].journal
+        at = journal.checkpoints[-1][0] if journal.checkpoints else 0
+        if not self.run.ledger.note(self._claims[leg.row_id], at, journal.text()):
+            log.warning("another run has taken %s over", leg.dest_path)
+            del self._claims[leg.row_id], self._journals[leg.row_id]
+            self.elsewhere += 1
+            self._abort(leg.row_id)
+
+    def _done(self, ready: Staged, state: State, path: str, verified_by: str) -> None:
+        claim = self._claims.pop(ready.leg.row_id)
+        self._outcomes.append(Outcome(
+            claim.id, claim.attempt, state, dest_path=path, sha256=ready.sha256, verified_by=verified_by,
+            bytes_done=ready.file.size, tries=claim.tries,
+        ))  # fmt: skip
+        if state is State.VERIFIED:
+            self.receipt.verified(verified_by)
+        counted = ready.file.size >= pump.SMALL or ready.leg.row_id in self._counted
+        self.run.meter.moved(1, 0 if counted else ready.file.size)
+
+    def _fail(self, leg: Leg, error: OnblockError, stage: str) -> None:
+        """Account for a row that is ours and failed: the kind decides what follows. Other rows are left alone."""
+        claim = self._claims.pop(leg.row_id, None)
+        if claim is None:
+            self._abort(leg.row_id)
+            return
+        if isinstance(error, NetworkError):
+            self._away[SOURCE if stage == "read" else leg.way] = error
+        tries = claim.tries + (error.kind not in (Kind.CANCELLED, Kind.PAUSED))
+        state, next_attempt_at = retry.after(error.kind, tries, claim.queued_at, now_ms())
+        journal = self._journals.pop(leg.row_id, None)
+        left: str | None = None  # for a resume
+        if state in (State.QUEUED, State.PAUSED) and error.kind is not Kind.SOURCE_CHANGED:
+            if journal is not None:
+                left = journal.text()
+                self._keep(leg.row_id)
+            elif leg.row_id not in self._uploads:  # never begun: what an earlier attempt kept is still there
+                left = claim.journal
+        self._abort(leg.row_id)
+        if state in (State.FAILED, State.QUARANTINED):
+            self.receipt.failed += 1
+        else:
+            self.receipt.deferred += 1
+        if error.kind not in (Kind.CANCELLED, Kind.PAUSED):
+            self.failures.add(error.kind)
+            log.warning("%s %s at %s: %s", state, error.kind, stage, error)
+        self._outcomes.append(Outcome(
+            claim.id, claim.attempt, state, failure=error, stage=stage, tries=tries, next_attempt_at=next_attempt_at,
+            journal=left,
+        ))  # fmt: skip
+        self.run.meter.moved(1, 0)
+
+    def _withdraw(self, leg: Leg, file: FileInfo) -> None:
+        """Somebody wants the file no more: nothing is left of it."""
+        claim = self._claims.pop(leg.row_id, None)
+        self._journals.pop(leg.row_id, None)
+        self._abort(leg.row_id)
+        if claim is not None:
+            error = Cancelled("was cancelled", path=file.path, remedy="`onblock transfers retry` asks for it again")
+            self._outcomes.append(
+                Outcome(claim.id, claim.attempt, State.CANCELLED, failure=error, tries=claim.tries, journal=CLEAR)
+            )
+            self.run.meter.moved(1, 0)
+
+    def _keep(self, row_id: int) -> None:
+        if (upload := self._uploads.pop(row_id, None)) is not None:
+            try:
+                upload.keep()
+            except OnblockError as error:
+                log.warning("what is there of a file may be less than it was: %s", error)
+
+    def _abort(self, row_id: int) -> None:
+        if (upload := self._uploads.pop(row_id, None)) is not None:
+            try:
+                upload.abort()
+            except OnblockError as error:
+                log.warning("a temporary file may be left: %s", error)
+
+    def _write_down(self) -> None:
+        """All outcomes in one transaction. A row that is no longer ours was taken by another run: what it writes counts."""
+        outcomes = self._outcomes
+        written = self.run.ledger.finish(outcomes)
+        self._outcomes = []  # only now: what could not be written is tried once more before the run gives up
+        lost = [o for o in outcomes if o.id not in written]
+        if lost:
+            log.warning("%d rows were taken over by another run meanwhile", len(lost))
+            self.receipt.delivered -= sum(o.state in DONE for o in lost)

@@ -1,0 +1,284 @@
+"""Staging: one read of each file, hashed on the way, written under temporary names to every destination, and proven.
+
+Which rows are ours is in `accounts.py`; the final names are given in `move.py`; how bytes get there is in `blocks/storage`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import ExitStack
+from typing import Any
+
+from blocks.errors import Cancelled, HashMismatch, Kind, OnblockError, Paused, SourceChanged
+from blocks.storage.base import FileInfo, Reader, Session, Upload
+from flows.ledger.wishes import Wish
+from flows.transfer import bulk, pump
+from flows.transfer.accounts import SOURCE, Accounts, Staged
+from flows.transfer.job import Verify
+from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
+from flows.transfer.shipment import Leg, discard_staged, staging_key
+from flows.transfer.verify import prove
+
+log = logging.getLogger("onblock.transfer")
+
+Todo = tuple[FileInfo, list[Leg]]
+
+
+class Staging(Accounts):
+    """The first half of a delivery."""
+
+    _source: Session
+    _sessions: list[Session]
+
+    def _stage_all(self) -> list[Staged]:
+        todo = [
+            (file, mine)
+            for file, legs in self.shipment.items
+            if (mine := [leg for leg in legs if leg.row_id in self._claims])
+        ]
+        staged, todo = self._push(todo)
+        for file, legs in todo:
+            reachable = []
+            for leg in legs:
+                if SOURCE in self._away:
+                    self._fail(leg, self._away[SOURCE], "read")
+                elif leg.way in self._away:
+                    self._fail(leg, self._away[leg.way], "write")
+                else:
+                    reachable.append(leg)
+            if reachable:
+                staged += self._stage(file, reachable)
+        return staged
+
+    def _push(self, todo: list[Todo]) -> tuple[list[Staged], list[Todo]]:
+        """Stage many small local files at once where the destination can; those, and what is to be sent singly."""
+        if (
+            self.run.held
+            or len(todo) < bulk.MANY
+            or len(self._sessions) > 1
+            or not self._sessions[0].features.bulk_push
+        ):
+            return [], todo
+        session, source = self._sessions[0], self._source
+        files: list[tuple[str, Upload]] = []
+        pushed: list[tuple[FileInfo, Leg]] = []
+        rest: list[Todo] = []
+        for file, legs in todo:
+            local = source.local_path(file.path) if file.size < session.features.bulk_below else None
+            if local is None:
+                rest.append((file, legs))
+                continue
+            try:
+                upload = self._begin(file, legs[0])
+            except OnblockError as error:
+                self._fail(legs[0], error, "write")
+                continue
+            files.append((local, upload))
+            pushed.append((file, legs[0]))
+            self._counted.add(legs[0].row_id)
+        staged: list[Staged] = []
+        for (file, leg), (_, upload), sha256 in zip(
+            pushed, files, session.push(files, lambda n: self.run.meter.moved(0, n), self.run.stop), strict=True
+        ):
+            if sha256 is None:
+                self._abort(leg.row_id)
+                rest.append((file, [leg]))
+                continue
+            try:
+                sha256 = sha256 or self._source.checksum(file.path)
+                staged += self._prove(file, leg, upload, sha256)
+            except OnblockError:  # sent singly, which tells why
+                self._abort(leg.row_id)
+                rest.append((file, [leg]))
+        return staged, rest
+
+    def _begin(self, file: FileInfo, leg: Leg, *, anew: bool = False) -> Upload:
+        """Begin to write a file, or go on with what an earlier attempt kept of a large one."""
+        session, claim = self._sessions[leg.way], self._claims[leg.row_id]
+        key = staging_key(file.path, file.version, claim.attempt)
+        old = None if anew else Journal.parse(claim.journal)
+        resumable = session.features.resume_write and file.size >= CHECKPOINT
+        go_on = old if resumable else None
+        if go_on is not None:
+            session.rekey(leg.dest_path, staging_key(file.path, file.version, go_on.attempt), key)
+        discard_staged(session, leg.dest_path, file.path, file.version, claim.attempt, None if go_on else old)
+        upload = self._uploads[leg.row_id] = session.upload(
+            leg.dest_path, file.size, key=key, resume=go_on is not None, journal=go_on.token if go_on else "",
+            mtime_ns=file.mtime_ns,
+        )  # fmt: skip
+        if resumable:
+            self._journals[leg.row_id] = Journal(
+                claim.attempt, upload.journal, list(go_on.checkpoints) if go_on else []
+            )
+            self._note(leg)
+        return upload
+
+    def _prove(self, file: FileInfo, leg: Leg, upload: Upload, sha256: str) -> list[Staged]:
+        """The staged file, if what arrived is what was read. Raises HashMismatch; other failures are accounted for."""
+        try:
+            verified_by = prove(upload, sha256, self._verify(leg))
+            upload.seal()
+        except HashMismatch:
+            raise
+        except OnblockError as error:
+            self._fail(leg, error, "verify")
+            return []
+        return [Staged(leg, file, upload, sha256, verified_by)]
+
+    def _verify(self, leg: Leg) -> Verify:
+        """How a file is proven: one that was resumed never by its size alone."""
+        if leg.row_id in self._resumed and self.job.verify in (Verify.EXISTS, Verify.SIZE):
+            return Verify.CHECKSUM
+        return self.job.verify
+
+    def _stage(self, file: FileInfo, legs: list[Leg], *, again: bool = False) -> list[Staged]:
+        """Read one file once and stage it at its destinations."""
+        legs = list(legs)
+        self._heed(file, legs)
+        if not legs:
+            return []
+        open_legs: list[Leg] = []
+        try:
+            with self._source.read(file.path) as reader:
+                for leg in legs:
+                    try:
+                        self._begin(file, leg, anew=again)
+                        if leg.row_id in self._claims:
+                            open_legs.append(leg)
+                    except OnblockError as error:
+                        self._fail(leg, error, "write")
+                if not open_legs:
+                    return []
+                sha256 = self._pump(reader, file, open_legs)
+        except OnblockError as error:
+            if error.kind is Kind.CANCELLED:
+                raise
+            for leg in legs:
+                self._fail(leg, error, "read")
+            return []
+
+        staged: list[Staged] = []
+        mismatched: list[Leg] = []
+        for leg in open_legs:
+            upload = self._uploads[leg.row_id]
+            try:
+                staged += self._prove(file, leg, upload, sha256)
+            except HashMismatch as error:
+                if again:
+                    self._fail(leg, error, "verify")
+                else:
+                    log.warning("%s: sent once more", error)
+                    self._abort(leg.row_id)
+                    mismatched.append(leg)
+        if mismatched:
+            staged += self._stage(file, mismatched, again=True)
+        return staged
+
+    def _pump(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> str:
+        """Bytes from the reader to the uploads, hashed on the way; their SHA-256. Legs that fail are taken out."""
+        if file.size < pump.SMALL:
+            chunk, sha256 = pump.small(reader)
+            got = len(chunk)
+            self._write(chunk, legs)
+        else:
+            with ExitStack() as stack:
+                got, digest = self._go_on(reader, file, legs)
+                if got and self._far(self._source):
+                    reader = stack.enter_context(self._source.read(file.path, got))
+                self.run.meter.moved(0, got)
+                for chunk in pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256)):
+                    self._heed(file, legs)
+                    self._write(chunk, legs)
+                    if not legs:
+                        break
+                    got += len(chunk)
+                    self.run.meter.moved(0, len(chunk))
+                self._unchanged(reader, file, got, legs)
+                return digest.hexdigest()
+        self._unchanged(reader, file, got, legs)
+        return sha256
+
+    @staticmethod
+    def _unchanged(reader: Reader, file: FileInfo, got: int, legs: list[Leg]) -> None:
+        if legs and (got != file.size or reader.info().version[:2] != file.version[:2]):
+            raise SourceChanged("changed while it was read", path=file.path)
+
+    @staticmethod
+    def _far(session: Session) -> bool:
+        return session.features.parallel > 1
+
+    def _go_on(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> tuple[int, Any]:
+        """Where all legs can go on, 0 to begin anew; and the SHA-256 object over what comes before."""
+        uploads = [self._uploads[leg.row_id] for leg in legs]
+        features = [self._sessions[leg.way].features for leg in legs]
+        step = max(pump.CHUNK, *(f.resume_step for f in features))
+        start = min(u.offset for u in uploads)
+        start -= start % step
+        digest = hashlib.sha256()
+        from_source = not self._far(self._source) or not all(f.staged_digest for f in features)
+        expected = ""
+        if start and not from_source:
+            start, expected = last_checkpoint(self._journals[legs[0].row_id].checkpoints, start, step)
+        if not 0 < start < file.size or any(u.rewind(start) != start for u in uploads):
+            start = 0
+        elif from_source:
+            if pump.skip(reader, digest, start, lambda: self._check_stop(file)) != start:
+                raise SourceChanged("became shorter while it was read", path=file.path)
+        else:
+            for upload in uploads:
+                digest = hashlib.sha256()
+                upload.replay(digest.update)
+                if digest.hexdigest() != expected:
+                    log.warning("%s: what an earlier attempt left is damaged; sent from its beginning", file.path)
+                    start = 0
+                    break
+        if not start:
+            for upload in uploads:
+                if upload.offset:
+                    upload.rewind(0)
+            return 0, hashlib.sha256()
+        self._resumed.update(leg.row_id for leg in legs)
+        for leg in legs:
+            journal = self._journals[leg.row_id]
+            journal.checkpoints = [c for c in journal.checkpoints if c[0] <= start]
+        log.info("%s: goes on at %d of %d bytes", file.path, start, file.size)
+        return start, digest
+
+    def _checkpoint(self, legs: list[Leg], offset: int, sha256: str) -> None:
+        """All destinations hold the bytes before `offset`."""
+        due = self.run.note_due()
+        for leg in tuple(legs):
+            if (journal := self._journals.get(leg.row_id)) is not None:
+                journal.checkpoints.append((offset, sha256))
+                if due:
+                    self._note(leg)
+                    if leg.row_id not in self._claims:
+                        legs.remove(leg)
+
+    def _write(self, chunk: memoryview, legs: list[Leg]) -> None:
+        for leg in tuple(legs):
+            try:
+                self._uploads[leg.row_id].write(chunk)
+            except OnblockError as error:
+                legs.remove(leg)
+                self._fail(leg, error, "write")
+
+    def _check_stop(self, file: FileInfo) -> None:
+        if self.run.stop.is_set():
+            raise Cancelled("the run was stopped", path=file.path)
+
+    def _heed(self, file: FileInfo, legs: list[Leg]) -> None:
+        """Take out the legs of a file that somebody wants paused or cancelled. Raises Cancelled if the run is stopped."""
+        self._check_stop(file)
+        if not (self.run.wishes or self.run.held):
+            return
+        for leg in tuple(legs):
+            match self.run.wish(leg.row_id):
+                case Wish.PAUSE:
+                    self._fail(leg, Paused("was paused", path=file.path), "write")
+                case Wish.CANCEL:
+                    self._withdraw(leg, file)
+                case _:
+                    continue
+            legs.remove(leg)
