@@ -19,7 +19,7 @@ demo: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m tests.servers.install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 up: $(READY)
 	@$(BIN)/onblock up

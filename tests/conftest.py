@@ -50,6 +50,29 @@ def pytest_make_collect_report() -> Iterator[None]:
     return report  # type: ignore[return-value]
 
 
+# -- two at a time ------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a server, or a file, stays in one process; the rest is dealt out (`--dist loadgroup`)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+HDFS = {"test_webhdfs", "test_hadoop_cli", "test_kerberos", "test_any_two", "test_network"}
+
+
+def _group(item: pytest.Item) -> str:
+    callspec = getattr(item, "callspec", None)
+    place = callspec.params.get("place") if callspec else None
+    if place in ("webhdfs", "hadoop-cli") or item.path.stem in HDFS:
+        return "hdfs"
+    if item.path.parent.name == "deployments":
+        return "prefect"
+    return f"{item.path.stem} {place or ''}"
+
+
 # -- fixtures -----------------------------------------------------------------------------------------------------
 
 

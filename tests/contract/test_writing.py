@@ -448,7 +448,7 @@ def test_a_resume_with_nothing_kept_begins_anew(place: Place, session: Session) 
 # -- many at once -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 300])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9, 150])
 def test_commit_all(place: Place, session: Session, count: int) -> None:
     uploads, stamp = [], 1_234_567_890_000_000_000
     for n in range(count):
@@ -463,7 +463,7 @@ def test_commit_all(place: Place, session: Session, count: int) -> None:
         assert all(abs(f.mtime_ns - stamp) < 2_000_000_000 for f in session.scan())
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 300])
+@pytest.mark.parametrize("count", [1, 7, 8, 150])
 def test_commit_all_with_one_in_the_way(place: Place, session: Session, count: int) -> None:
     odd = count // 2
     place.put(f"d/f{odd}", b"was here first")

@@ -35,16 +35,17 @@ def arrived(place: Place) -> dict[str, bytes | None]:
 @pytest.mark.parametrize(("one", "other"), list(zip(RING, [*RING[1:], RING[0]], strict=True)))
 def test_there_and_nothing_twice(request: pytest.FixtureRequest, one: str, other: str) -> None:
     with opened(request, one) as source, opened(request, other) as to:
-        for path, data in FILES.items():
+        files = FILES if not (source.dear or to.dear) else {p: d for p, d in FILES.items() if not p.startswith("many/")}
+        for path, data in files.items():
             source.put(path, data)
         job = TransferJob(name="ring", source=source.storage, destinations=[to.storage], settle={"quiet": 0})
         first = run_here(job)
-        assert (first["delivered"], first["failed"], first["deferred"], first["blocked"]) == (len(FILES), 0, 0, 0)
-        assert arrived(to) == FILES
+        assert (first["delivered"], first["failed"], first["deferred"], first["blocked"]) == (len(files), 0, 0, 0)
+        assert arrived(to) == files
         assert to.get("checksums.sha256") is not None
         second = run_here(job)
-        assert (second["delivered"], second["duplicates"]) == (0, len(FILES))
-        assert arrived(source) == FILES
+        assert (second["delivered"], second["duplicates"]) == (0, len(files))
+        assert arrived(source) == files
 
 
 def test_one_read_feeds_several(request: pytest.FixtureRequest, tmp_path: Path) -> None:
