@@ -19,7 +19,9 @@ from blocks import names
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, LocalStorage
 from blocks.storage.base import FileInfo
-from flows.transfer.job import TOKENS, Duration, Target, TransferJob, compile_pattern, load_job
+from flows.transfer.form import Duration
+from flows.transfer.job import TOKENS, Target, TransferJob, load_job
+from flows.transfer.patterns import compile_pattern
 from tests.contract.data import BYTES, HOSTILE
 from tests.servers.base import free_port
 from tests.test_names import ANYTHING, PATH

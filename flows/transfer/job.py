@@ -12,14 +12,12 @@ import string
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import httpx
 import yaml
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -32,6 +30,8 @@ from blocks import names
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, AnyStorage
 from blocks.storage.base import FileInfo
+from flows.transfer.form import Duration, Form
+from flows.transfer.patterns import compile_pattern
 
 
 class Dedup(StrEnum):
@@ -59,41 +59,18 @@ class OnConflict(StrEnum):
     FAIL = "fail"
 
 
-_UNITS = {"ms": 0.001, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
-
-
-def _duration(value: Any) -> Any:
-    """Durations as people write them: 30s, 10 min, 1h 30min, 7d; numbers are seconds; ISO 8601 is left to pydantic."""
-    if isinstance(value, str) and re.fullmatch(rf"(?:{_DURATION.pattern}\s*)+", value.strip()):
-        try:
-            return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _DURATION.findall(value)))
-        except OverflowError:
-            raise ValueError("the duration is longer than anything can be") from None
-    return value
-
-
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta(0))]
-
-
-class _Form(BaseModel):
-    """A part of the form: unknown keys are refused, by name."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class Settle(_Form):
+class Settle(Form):
     """When a file counts as finished by whoever writes it."""
 
     quiet: Duration = timedelta(seconds=2)
     """Size and mtime have not changed for this long. Younger files are looked at twice, this far apart."""
     sentinel: str | None = None
     """A file that must be in the same folder first, such as `DONE` or `*.complete` (a glob on its name)."""
-    ignore_suffixes: list[str] = [".part", ".partial", ".tmp", ".crdownload", ".filepart"]
+    ignore_suffixes: list[str] = Field(default=[".part", ".partial", ".tmp", ".crdownload", ".filepart"])
     """Names with these endings are still being written: never taken."""
 
 
-class Shipping(_Form):
+class Shipping(Form):
     """How files are gathered into the shipments that one task moves."""
 
     large: ByteSize = ByteSize(32 << 20)
@@ -106,7 +83,7 @@ class Shipping(_Form):
     """Shipments of one run that are moved at the same time."""
 
 
-class Schedule(_Form):
+class Schedule(Form):
     """When the job runs by itself."""
 
     cron: str
@@ -141,7 +118,7 @@ TOKENS = RUN_TOKENS | {"path", "folder", "name", "stem", "ext", "date", "time", 
 """All tokens. Dates and times are those of the file's mtime, in the job's time zone."""
 
 
-class TransferJob(_Form):
+class TransferJob(Form):
     """One configured movement of files: from a source, verified, to one or several destinations."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, title="Transfer job")
@@ -159,9 +136,9 @@ class TransferJob(_Form):
     """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`)."""
     folder: str = ""
     """Take only what is below this folder of the source; patterns and {path} begin below it."""
-    include: list[str] = []
+    include: list[str] = Field(default=[])
     """Patterns of paths to take; empty takes all. Globs (`*.mp4`, `DCIM/**`), or `re:` and a regular expression."""
-    exclude: list[str] = []
+    exclude: list[str] = Field(default=[])
     """Patterns of paths to leave, in the same form; stronger than `include`."""
     recursive: bool = True
     """Look into folders."""
@@ -295,49 +272,6 @@ def _template_fields(template: str) -> set[str]:
     except ValueError as error:
         raise ValueError(f"bad path template {template!r}: {error}") from None
     return fields
-
-
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A glob or `re:` pattern as a regular expression for `fullmatch` on a relative path.
-
-    Globs: `*` and `?` stay inside a folder, `**` crosses folders, `[abc]` and `[!abc]` are sets. A glob without a
-    slash matches the name in any folder; one that ends in a slash matches all below that folder. Raises ValueError.
-    """
-    if not pattern:
-        raise ValueError("a pattern is empty")
-    if pattern.startswith("re:"):
-        try:
-            return re.compile(pattern[3:])
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"bad regular expression {pattern!r}: {error}") from None
-    glob = pattern.lstrip("/")
-    if not glob:
-        raise ValueError("a pattern is empty: to take or leave everything, write `**`")
-    if glob.endswith("/"):
-        glob += "**"
-    if "/" not in glob:
-        glob = "**/" + glob
-    out, i = "", 0
-    while i < len(glob):
-        if glob.startswith("**/", i) and (i == 0 or glob[i - 1] == "/"):
-            out, i = out + "(?:.*/)?", i + 3
-        elif glob.startswith("**", i):
-            out, i = out + ".*", i + 2
-        elif glob[i] == "*":
-            out, i = out + "[^/]*", i + 1
-        elif glob[i] == "?":
-            out, i = out + "[^/]", i + 1
-        elif glob[i] == "[" and (end := glob.find("]", i + 2 + glob.startswith("!", i + 1))) > 0:
-            body = glob[i + 1 : end]
-            negated = body.startswith("!")
-            body = re.sub(r"([\\\[\]^&~|])", r"\\\1", body[negated:])
-            out, i = out + f"(?!/)[{'^' if negated else ''}{body}]", end + 1
-        else:
-            out, i = out + re.escape(glob[i]), i + 1
-    try:
-        return re.compile(out, re.DOTALL)
-    except re.error as error:
-        raise ValueError(f"bad pattern {pattern!r}: {error}") from None
 
 
 class Target:

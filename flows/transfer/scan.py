@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from blocks import names
 from blocks.errors import Cancelled, ConfigError, Kind, NotFound, OnblockError
 from blocks.storage.base import FileInfo, Session
-from flows.transfer.job import Settle, TransferJob, compile_pattern
+from flows.transfer.job import Settle, TransferJob
+from flows.transfer.patterns import compile_pattern
 
 PAGE = 4096
 """Files held in memory at a time."""
