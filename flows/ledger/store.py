@@ -39,6 +39,7 @@ from blocks.errors import ConfigError, OnblockError
 from blocks.home import home
 from blocks.storage.base import FileInfo
 from flows.ledger import migrate
+from flows.ledger.berths import Berths
 from flows.ledger.connections import now_ms, pages
 from flows.ledger.database import HOW_TO_NAME_IT, make_engine
 from flows.ledger.looking import Looking
@@ -46,7 +47,7 @@ from flows.ledger.manifests import Manifests
 from flows.ledger.models import File, Identity, Manifest, Route, Run
 from flows.ledger.rows import COLUMNS, Claim, Entered, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
-from flows.ledger.states import ACTIVE, DONE, State, check_moves, sources
+from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
 from flows.ledger.wishes import Wishes, fulfil
 
 PROBLEM = "!problem"
@@ -75,7 +76,7 @@ def default_url() -> str:
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
 
 
-class Ledger(Manifests, Looking, Wishes):
+class Ledger(Manifests, Berths, Looking, Wishes):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):
@@ -302,7 +303,7 @@ class Ledger(Manifests, Looking, Wishes):
                         dest_path=func.coalesce(_done.c.dest_path, File.dest_path), sha256=_done.c.sha256,
                         verified_by=_done.c.verified_by, bytes_done=_done.c.bytes_done, tries=_done.c.tries,
                         next_attempt_at=_done.c.next_attempt_at, journal=_done.c.journal, updated_at=now,
-                        done_at=now if state in DONE else None,
+                        done_at=now if state in DONE else None, verify_passes=0, proven_at=None,
                     )
                     .returning(File.id)
                 ).scalars().all())  # fmt: skip
@@ -338,7 +339,9 @@ class Ledger(Manifests, Looking, Wishes):
             )  # fmt: skip
 
     def mark_damaged(self, damaged: Sequence[tuple[int, OnblockError]]) -> None:
-        """Delivered files are not what was delivered: quarantined, until somebody asks for them again. One transaction."""
+        """Delivered files are not what was delivered: quarantined, until somebody asks for them again. One transaction.
+
+        Not those that a cleanup works on, which sees for itself."""
         if not damaged:
             return
         with self._write() as c:
@@ -346,9 +349,9 @@ class Ledger(Manifests, Looking, Wishes):
             c.execute(
                 update(File)
                 .where(File.id == bindparam("row"),
-                       or_(*(File.state == s for s in sorted(sources(State.QUARANTINED) - ACTIVE))))
+                       or_(*(File.state == s for s in sorted(sources(State.QUARANTINED) - ACTIVE - CLEANING))))
                 .values(state=State.QUARANTINED, kind=bindparam("why"), message=bindparam("said"), stage="verify",
-                        done_at=None, updated_at=now_ms()),
+                        done_at=None, verify_passes=0, proven_at=None, updated_at=now_ms()),
                 [{"row": i, "why": failure.kind, "said": message_of(failure)} for i, failure in damaged],
             )  # fmt: skip
 
