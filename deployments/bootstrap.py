@@ -3,6 +3,7 @@
     register_blocks     every storage as a block type, and the two blocks of the demo
     create_limits       the tags `onblock` and `device:<name>`: how many tasks run at a time, in all and per device
     create_pool         the work pool `onblock`, for process workers
+    create_automations  a run that is cut off is marked so, and started again
     deploy_file         the deployments of prefect.yaml
     deploy_job          a JOB.yaml as the deployment `transfer/<job>`
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from blocks.errors import ConfigError, NetworkError, OnblockError
 from deployments.deploy import deploy_file, deploy_job
-from deployments.server import Report, create_limits, create_pool, register_blocks
+from deployments.server import Report, create_automations, create_limits, create_pool, register_blocks
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -41,6 +42,7 @@ def bootstrap(jobs: Iterable[Path | str] = (), prefect_yaml: Path = PREFECT_YAML
         register_blocks(report)
         create_limits(client, [], report)  # before anything can run: a missing limit is silently no limit
         create_pool(client, report)
+        create_automations(client, report)
         if prefect_yaml != PREFECT_YAML or prefect_yaml.exists():  # an installed wheel comes without the examples
             deploy_file(client, prefect_yaml, report)
         for path in jobs:

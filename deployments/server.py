@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from blocks.errors import ConfigError
@@ -23,6 +24,10 @@ ALL_TAG, ALL_LIMIT = "onblock", 4
 """The tag that every shipment carries, and how many run at a time."""
 DEVICE_LIMIT = 2
 """How many shipments read from one device at a time (tag `device:<name>`)."""
+DEAD_AFTER = timedelta(seconds=90)
+"""A run that has not told for so long that it is alive is dead; it tells every 30 s."""
+MOST_RESTARTS = 5
+"""So often is a run started again that was cut off."""
 DEMO_BLOCKS = {"demo-card": "card", "demo-archive": "archive"}
 """Blocks of the demo deployment, and their folders below ONBLOCK_HOME/demo."""
 
@@ -109,6 +114,48 @@ def create_limits(client: SyncPrefectClient, devices: Iterable[str], report: Rep
         except ObjectNotFound:
             client.create_concurrency_limit(tag=tag, concurrency_limit=slots)
             report.made.append(f"limit {tag}: {slots}")
+
+
+def create_automations(client: SyncPrefectClient, report: Report, within: timedelta = DEAD_AFTER) -> None:
+    """Two automations, unless people have made theirs of the same names: a run without a heartbeat for `within` is
+    Crashed; a run of a deployment that Crashed is started again, `MOST_RESTARTS` times at most."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.events import AutomationCore
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    ours = ResourceSpecification({"prefect.resource.id": [f"prefect.tag.{ALL_TAG}"]})
+    ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Deferred", "Failed", "Cancelled", "Crashed")}
+    dead = AutomationCore(
+        name="onblock: a run that is dead is Crashed",
+        description="Runs tell every 30 s that they are alive. One that stops telling was cut off.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"}, expect={"prefect.flow-run.heartbeat"} | ends,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}), match_related=ours,
+            for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1, within=within,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message="no heartbeat any more", force=False)],
+    )  # fmt: skip
+    again = AutomationCore(
+        name="onblock: a run that Crashed is started again",
+        description="The ledger knows what it had done. Files it had begun go on where they were.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"}, match_related=ours, for_each={"prefect.resource.id"},
+            match=ResourceSpecification({
+                "prefect.resource.id": ["prefect.flow-run.*"],
+                "prefect.run-count": [str(n) for n in range(1, MOST_RESTARTS + 1)],
+            }),
+            posture=Posture.Reactive, threshold=1, within=timedelta(0),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="its worker had died", force=False)],
+    )  # fmt: skip
+    for automation in (dead, again):
+        if client.read_automations_by_name(automation.name):
+            report.kept.append(f"automation {automation.name}")
+        else:
+            client.create_automation(automation)
+            report.made.append(f"automation {automation.name}")
 
 
 def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> None:

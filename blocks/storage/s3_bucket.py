@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
@@ -25,12 +26,16 @@ from blocks.storage.base import FileInfo
 from blocks.storage.s3_proof import PART_SIZE, b64, is_md5
 from blocks.storage.s3_wire import FAILURES, Answer, Refused, Server, Wire, as_failure, parse, quoted
 
+log = logging.getLogger("onblock.storage")
+
 MIB = 1 << 20
 COPY_MAX = 5 << 30
 """Bytes that one CopyObject takes."""
 COPY_PART = 512 * MIB
 THREADS = 8
 """Requests of one session at once."""
+LEARN_MAX = 1 << 16
+"""Bytes of an object that is sent twice to learn something."""
 REMEMBERED = 4096
 """Objects whose SHA-256 a session knows because it sent them."""
 
@@ -41,6 +46,7 @@ class Ability:
 
     checksums: bool | None
     backslashes: bool = True  # SeaweedFS takes one for a slash
+    conditional_put: bool | None = None  # If-None-Match on PutObject: learnt, where nothing is said of both kinds
 
 
 @dataclass(frozen=True)
@@ -218,10 +224,27 @@ class Bucket:
         """The condition under which an object may be written."""
         return {} if self.rules.conditional is False else {"if-none-match": "*"}
 
-    def look_before(self, key: str, path: str, *, replace: bool) -> None:
-        """Where the server does not see to it: raise Conflict if something has the name."""
-        if not replace and self.rules.conditional is not True and self.find(key) is not None:
+    def look_before(self, key: str, path: str, *, replace: bool, put: bool = False) -> None:
+        """Where the server does not see to it: raise Conflict if something has the name. `put`: before a PutObject."""
+        sees = self.rules.conditional or (put and self.ability.conditional_put and self.rules.conditional is None)
+        if not replace and not sees and self.find(key) is not None:
             raise Conflict("something is already at the final name", path=path)
+
+    def learn_condition(self, key: str, headers: Mapping[str, str], data: bytearray, sha256: str) -> None:
+        """Whether the server minds the condition of a PutObject: the same small object once more, over itself. Known for
+        all sessions of the block then; one request saved for each file."""
+        unknown = self.ability.conditional_put is None and self.rules.conditional is None
+        if not unknown or self.rules.lock_mode or len(data) > LEARN_MAX:
+            return
+        try:
+            with self.wire() as wire:
+                wire.ask("PUT", key, {}, {**headers, **self.if_absent()}, data, sha256=sha256)
+            self.ability.conditional_put = False
+        except Refused as error:
+            if error.status in (409, 412):
+                self.ability.conditional_put = True
+        except FAILURES as error:
+            log.debug("%s did not say whether it minds conditions: %s", self.place, error)
 
     def object_headers(self, mtime_ns: int | None) -> dict[str, str]:
         """What a new object is given, as the block says."""

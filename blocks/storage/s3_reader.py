@@ -46,6 +46,7 @@ class S3Reader(Reader):
         self._recycle: bytearray | None = None
         self._hashing: Future[None] | None = None
         self._proof: Proof | None = None
+        self._whole: FileInfo | None = None
         try:
             self._begin(offset)
         except FAILURES as error:
@@ -90,6 +91,8 @@ class S3Reader(Reader):
         if offset == 0 and self.size:
             self._proof = self._find_evidence(headers)
         self._hand_out(memoryview(buffer)[:length], buffer if length > MIB else None)
+        if offset == 0 and got == self.size:
+            self._whole = info_of(self.path, answer)
 
     def _empty(self, offset: int) -> None:
         """Nothing lies at `offset` or beyond."""
@@ -215,6 +218,8 @@ class S3Reader(Reader):
             )
 
     def info(self) -> FileInfo:
+        if self._whole is not None and self._at == len(self._now):
+            return self._whole  # one answer held all of it: what it said of the object is true of every byte
         try:
             return info_of(self.path, self.bucket.head(self.path))
         except NotFound as error:

@@ -130,13 +130,13 @@ class ScpHost:
     """One connection, its shell, and the folder that is the storage's root."""
 
     def __init__(self, storage: SshStorage, connection: Connection):
-        from blocks.storage.ssh import Shell
+        from blocks.storage.ssh import HASHER, Shell
 
         self.storage, self.connection = storage, connection
         try:
             with self.telling("cannot use a shell"):
                 try:
-                    self._shell = Shell(connection, PRELUDE)
+                    self._shell = Shell(connection, HASHER + PRELUDE)
                     self._shell.run(b"exit 0")
                 except EOFError as error:
                     if not connection.transport.is_active():
@@ -246,13 +246,11 @@ class ScpHost:
         return FileInfo(path, size, self.nanoseconds(mtime))
 
     def hash_there(self, full: str, size: int, path: str, *, fresh: bool) -> str:
-        """SHA-256 by the host's `sha256sum`. It reads its standard input: then no name is in what it prints."""
-        script = b"sha256sum < " + self.word(full)
-        if fresh:  # asks the kernel to forget what it has cached, without reading
-            script = b"dd if=" + self.word(full) + b" iflag=nocache count=0 2>/dev/null\n" + script
-        out = self.run(script, "cannot hash it", path, size=size)
-        digest = out[:64].decode("ascii", "replace")
-        if len(digest) != 64 or not out.endswith(b" -\n"):
+        """SHA-256 by a program of the host's."""
+        from blocks.storage.ssh import hashed, hashing
+
+        out = self.run(hashing(self.word(full), size, fresh=fresh), "cannot hash it", path, size=size)
+        if (digest := hashed(out)) is None:
             raise UnknownError(f"sha256sum at {self.storage.address} printed no digest", path=path)
         return digest
 

@@ -157,7 +157,7 @@ class SftpServer:
 
     def _look_for_tools(self) -> set[str]:
         """Ask the login's shell, if it has one, what it can do, and whether its root is this very folder."""
-        from blocks.storage.ssh import Failed, Shell
+        from blocks.storage.ssh import HASHER, Failed, Shell
 
         root = self.root or b"/"
         script = (
@@ -167,7 +167,7 @@ class SftpServer:
         with self.telling("cannot open the folder", self.storage.root):
             before = self.wire.attributes(self.wire.send(Ask.STAT, string(root)))
             try:
-                self._shell = Shell(self.connection)
+                self._shell = Shell(self.connection, HASHER)
                 said = self._shell.run(script, min(SHELL_PATIENCE, self.storage.io_timeout)).decode("ascii", "replace")
             except (Failed, EOFError, OSError, OnblockError):
                 if not self.connection.transport.is_active():
@@ -256,14 +256,12 @@ class SftpServer:
         self.wire.forget(self.wire.send(kind, head))
 
     def hash_there(self, full: bytes, size: int, path: str, *, fresh: bool) -> str:
-        """SHA-256 by the server's `sha256sum`. It reads its standard input: then no name is in what it prints."""
-        name = self.quoted(full)
-        script = b"sha256sum < " + name
-        if fresh:  # asks the kernel to forget what it has cached, without reading
-            script = b"dd if=" + name + b" iflag=nocache count=0 2>/dev/null\n" + script
+        """SHA-256 by a program of the server's."""
+        from blocks.storage.ssh import hashed, hashing
+
+        script = hashing(self.quoted(full), size, fresh=fresh)
         out = self._run(script, self.storage.io_timeout + size / HASH_RATE, "cannot hash it", path)
-        digest = out[:64].decode("ascii", "replace")
-        if len(digest) != 64 or not out.endswith(b" -\n"):
+        if (digest := hashed(out)) is None:
             raise UnknownError(f"sha256sum at {self.storage.address} printed no digest", path=path)
         return digest
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -234,6 +235,32 @@ class Connection:
         with contextlib.suppress(OSError):
             self.transport.sock.shutdown(socket.SHUT_RDWR)  # wakes whoever reads or writes
         self.transport.close()
+
+
+HASHER = rb"""
+if [ "$(openssl dgst -sha256 -r </dev/null 2>/dev/null | cut -c1-8)" = e3b0c442 ]
+then onblock_sha256() { openssl dgst -sha256 -r; }
+else onblock_sha256() { sha256sum; }
+fi
+"""
+"""For the prelude of a shell: `onblock_sha256` hashes its standard input. OpenSSL uses the processor's own SHA-256, which
+coreutils 9.1 does not: 1.0 s against 3.9 s for 1 GiB here."""
+LARGE = 4 << 20
+"""Bytes from which that outweighs the longer start of OpenSSL."""
+
+
+def hashing(name: bytes, size: int, *, fresh: bool) -> bytes:
+    """The script that hashes a file of `size` bytes where HASHER was said; `name` as a word of `sh`. The file is its
+    standard input: then no name is in what it prints."""
+    script = (b"onblock_sha256 < " if size >= LARGE else b"sha256sum < ") + name
+    if fresh:  # asks the kernel to forget what it has cached, without reading
+        script = b"dd if=" + name + b" iflag=nocache count=0 2>/dev/null\n" + script
+    return script
+
+
+def hashed(out: bytes) -> str | None:
+    """The digest that such a script printed."""
+    return out[:64].decode() if re.fullmatch(rb"[0-9a-f]{64} [ *].*\n", out) else None
 
 
 class Failed(Exception):

@@ -97,6 +97,14 @@ class Looking(Connections):
             after = page[-1]["id"]
             limit = None if limit is None else limit - len(page)
 
+    def next_attempt(self, job: str) -> int | None:
+        """When the first of a job's deferred files is due (ms since the epoch); None if none waits for a time."""
+        with self._read() as c:
+            return c.execute(
+                select(func.min(File.next_attempt_at)).join(Route, Route.id == File.route_id)
+                .where(Route.job == job, File.state == State.QUEUED)
+            ).scalar()  # fmt: skip
+
     def preferred(self, route_id: int, most: int) -> Iterator[list[FileInfo]]:
         """Pages of the versions that wait and go before others, the most urgent first; at most so many."""
         waiting = (File.route_id == route_id, File.state == State.QUEUED, File.priority > 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 from prefect import flow, task
 from prefect.cache_policies import CachePolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -23,6 +24,7 @@ from flows.transfer.run import TransferRun
 from flows.transfer.senders import ByPrefect, Unfinished
 from flows.transfer.shipment import Shipment
 from flows.transfer.story import all_well, carry_out, deliver_shipment, told
+from flows.transfer.successor import schedule
 
 
 class ShipmentVersions(CachePolicy):
@@ -71,8 +73,19 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
     ):
         summary = carry_out(run, ByPrefect(run, deliver))
         watcher.finish(run.meter)
+        due = ledger.next_attempt(job.name)
     watcher.summary(summary)
     text = told(summary)
+    if summary["deferred"] and due is not None:
+        try:
+            again = schedule(flow_run.id, job.name, due)
+        except (PrefectException, httpx.HTTPError) as error:
+            text += f"; nobody will take up what was deferred before the next run: {error}"
+        else:
+            if again is not None:
+                text += f"; the next try is at {again:%Y-%m-%d %H:%M:%S} UTC"
+                if all_well(summary | {"deferred": 0}):
+                    return Completed(name="Deferred", message=text, data=summary)
     return Completed(message=text, data=summary) if all_well(summary) else Failed(message=text, data=summary)
 
 

@@ -36,10 +36,11 @@ def prove(upload: Upload, sha256: str, verify: Verify) -> str | None:
 
 def prove_final(session: Session, path: str, size: int, sha256: str, verify: Verify) -> str:
     """Look at a file under its final name; how it was proven. Raises HashMismatch or NotFound."""
-    found = session.stat(path)
-    if verify is not Verify.EXISTS and found.size != size:
-        raise HashMismatch(f"has {found.size} bytes at the destination, was read with {size}", path=path)
-    if verify in (Verify.CHECKSUM, Verify.READBACK):
+    if verify in (Verify.EXISTS, Verify.SIZE):
+        found = session.stat(path)
+        if verify is Verify.SIZE and found.size != size:
+            raise HashMismatch(f"has {found.size} bytes at the destination, was read with {size}", path=path)
+    else:
         digest = session.checksum(path, fresh=verify is Verify.READBACK)
         if digest != sha256:
             raise HashMismatch(f"has SHA-256 {digest[:16]}... now, was delivered with {sha256[:16]}...", path=path)

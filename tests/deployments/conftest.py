@@ -115,16 +115,19 @@ def write_job(tmp_path: Path) -> Callable[..., Path]:
 def worker(api: str, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Starts process workers, away from the repository's folder; returns where their log goes."""
     with ExitStack() as stack:
+        started: list[subprocess.Popen[bytes]] = []
 
         def start(pool: str) -> Path:
             log = tmp_path / f"worker-{pool}.log"
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"],
-                    env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1"}, cwd="/",
-                    stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                    env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+                    cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )  # fmt: skip
             stack.callback(end, process)
+            started.append(process)
             return log
 
+        start.started = started  # type: ignore[attr-defined]
         yield start

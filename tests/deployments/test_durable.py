@@ -1,0 +1,117 @@
+"""Runs that outlive an outage: what is deferred gets a successor, what is cut off is noticed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, StateType
+
+from deployments.bootstrap import bootstrap
+from deployments.server import POOL, Report, create_automations
+from flows.ledger import Ledger, State
+from flows.ledger.wishes import Wish
+from flows.transfer import successor
+from tests.deployments.conftest import until
+from tests.deployments.test_bootstrap import descendants
+
+WriteJob = Callable[..., Path]
+
+
+def started(client: SyncPrefectClient, job: str) -> FlowRun:
+    deployment = client.read_deployment_by_name(f"transfer/{job}")
+    return client.create_flow_run_from_deployment(deployment.id)
+
+
+def ended(client: SyncPrefectClient, run: FlowRun, seconds: float = 90) -> FlowRun:
+    return until("a run that has ended", lambda: (r := client.read_flow_run(run.id)).state.is_final() and r, seconds)
+
+
+def successors(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
+    where = FlowRunFilter(tags=FlowRunFilterTags(all_=[successor.TAG]))
+    return [r for r in client.read_flow_runs(flow_run_filter=where) if r.deployment_id == run.deployment_id]
+
+
+def test_what_is_deferred_gets_one_successor_at_the_earliest_attempt(
+    client: SyncPrefectClient, write_job: WriteJob, worker: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The folder of the destination is away, and comes back."""
+    bootstrap([write_job("defers", settle={"quiet": "0s"})])
+    (tmp_path / "card" / "clip.mp4").write_bytes(os.urandom(1000))
+    run = started(client, "defers")
+    worker(POOL)
+    ended(client, run)
+    with Ledger.open() as ledger:
+        (row,) = ledger.files()
+        due = int(time.time() * 1000) + 3_600_000
+        with ledger.engine.begin() as c:
+            from sqlalchemy import text
+
+            c.execute(text(f"UPDATE files SET state = 'QUEUED', kind = 'NETWORK', tries = 4, next_attempt_at = {due}"))
+        assert ledger.next_attempt("defers") == due
+    for _ in range(3):
+        again = ended(client, started(client, "defers"))
+        assert (again.state.name, again.state.type) == ("Deferred", StateType.COMPLETED), again.state.message
+        assert "1 deferred; the next try is at" in (again.state.message or "")
+    (waiting,) = successors(client, run)
+    assert waiting.state is not None and waiting.state.is_scheduled()
+    when = waiting.next_scheduled_start_time
+    assert when is not None and abs(when - datetime.fromtimestamp(due / 1000, UTC)) <= timedelta(seconds=2)
+    assert waiting.parameters == again.parameters
+
+    # reconnected: the wait is over
+    with Ledger.open() as ledger:
+        ledger.grant(Wish.RETRY, ledger.choose(job="defers", states=[State.QUEUED]), who="me")
+    last = ended(client, started(client, "defers"))
+    assert (last.state.name, last.state.message) == ("Completed", "0 delivered, 1 adopted")
+
+
+def test_a_run_that_is_cut_off_is_noticed_and_started_again(
+    client: SyncPrefectClient, write_job: WriteJob, worker: Any, tmp_path: Path
+) -> None:
+    """Worker and run are killed as by a power cut. No process is left to tell Prefect."""
+    report = Report()
+    for automation in client.read_automations():
+        client.delete_automation(automation.id)
+    create_automations(client, report, within=timedelta(seconds=12))
+    assert len(report.made) == 2
+    create_automations(client, report)
+    assert len(report.kept) == 2
+    bootstrap([write_job("cut-off", settle={"quiet": "25s"})])
+    recording = os.urandom(100_000)
+    (tmp_path / "card" / "clip.mp4").write_bytes(recording)  # so young that the run looks twice, 25 s apart
+    worker(POOL)
+    run = started(client, "cut-off")
+    until("a run that settles", lambda: client.read_flow_run(run.id).state.is_running() and _begun(), 60)
+    (process,) = worker.started
+    pids = [process.pid, *(pid for pid, _ in descendants(process.pid))]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    until(
+        "a run that is Crashed or waits",
+        lambda: client.read_flow_run(run.id).state.name in ("Crashed", "AwaitingRetry"),
+        90,
+    )
+    until("a run that waits", lambda: client.read_flow_run(run.id).state.name == "AwaitingRetry", 30)
+    worker(POOL)
+    done = ended(client, run, 120)
+    assert (done.state.name, done.run_count) == ("Completed", 2), done.state.message
+    assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
+
+
+def _begun() -> bool:
+    """Whether a run is in the ledger: its first heartbeat was sent before."""
+    from sqlalchemy import func, select
+
+    from flows.ledger.models import Run
+
+    with Ledger.open() as ledger, ledger.engine.connect() as c:
+        return bool(c.execute(select(func.count()).select_from(Run)).scalar())
