@@ -104,6 +104,7 @@ class Override(Base):
     another before its time `revokes` it."""
 
     __tablename__ = "overrides"
+    __table_args__ = (UniqueConstraint("revokes"),)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     revokes: Mapped[int | None] = mapped_column(ForeignKey("overrides.id"))

@@ -45,6 +45,8 @@ from flows.ledger.database import HOW_TO_NAME_IT, make_engine
 from flows.ledger.looking import Looking
 from flows.ledger.manifests import Manifests
 from flows.ledger.models import File, Identity, Manifest, Route, Run
+from flows.ledger.overrides import Overrides
+from flows.ledger.proofs import Proofs
 from flows.ledger.rows import COLUMNS, Claim, Entered, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
 from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
@@ -76,7 +78,7 @@ def default_url() -> str:
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
 
 
-class Ledger(Manifests, Berths, Looking, Wishes):
+class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):

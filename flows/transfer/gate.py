@@ -1,17 +1,26 @@
-"""What may pass: findings about a file before it is delivered. Each rule looks at values only.
+"""What may pass: a file is judged before it is delivered, and again before it is deleted at the source.
 
-A finding keeps a file from being delivered (BLOCKED) until it is cured; what cannot be read at all FAILED at the scan.
+The rules are in `rules.py`, which of them apply in the job's `gate` (`gate_settings.py`). A finding that is hard, and
+that nobody has overridden, keeps a file from being delivered (BLOCKED); what cannot be read at all FAILED at the scan.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from blocks import names
-from blocks.errors import ConfigError, OnblockError
-from blocks.storage.base import Features, FileInfo
+from blocks.errors import ConfigError, NotFound, OnblockError
+from blocks.storage.base import Features, FileInfo, Session
+from blocks.storage.pool import SessionPool
+from flows.ledger.connections import now_ms
+from flows.ledger.overrides import Override
 from flows.ledger.states import State
-from flows.transfer.job import Target
+from flows.transfer import rules
+from flows.transfer.gate_settings import GateSettings
+from flows.transfer.job import Target, TransferJob
+from flows.transfer.patterns import compile_pattern
+from flows.transfer.rules import UNSAFE, Finding, Tier
 
 
 class Passage(NamedTuple):
@@ -22,22 +31,174 @@ class Passage(NamedTuple):
     state: State = State.QUEUED
     failure: OnblockError | None = None
     stage: str | None = None
+    findings: tuple[Finding, ...] = ()
 
 
-def gate(file: FileInfo, target: Target, features: Features) -> Passage:
-    """Judge one file for one destination."""
-    if file.problem is not None:
-        if isinstance(file.problem, ConfigError):
-            return Passage(file, None, State.BLOCKED, file.problem, "gate")
-        return Passage(file, None, State.FAILED, file.problem, "scan")
+class Gate:
+    """The gate of one run: the job's rules, the overrides that held when the run began, and where it looks for sidecars."""
+
+    def __init__(self, job: TransferJob, target: Target, overrides: Sequence[Override], pool: SessionPool):
+        self._job, self._target, self._overrides, self._pool = job, target, overrides, pool
+        self._beside = Beside()
+
+    def judge(self, files: Sequence[FileInfo], features: Features) -> list[Passage]:
+        """Judge files for one destination. Takes a session of the source only where a sidecar is asked for."""
+        if not self._job.gate.sidecars:
+            return [self._judge(file, features, None) for file in files]
+        with self._pool.session(self._job.source) as source:
+            return [self._judge(file, features, source) for file in files]
+
+    def _judge(self, file: FileInfo, features: Features, source: Session | None) -> Passage:
+        if file.problem is not None:
+            if isinstance(file.problem, ConfigError):
+                return _unsafe(file, file.problem)
+            return Passage(file, None, State.FAILED, file.problem, "scan")
+        try:
+            dest_path = self._target.path_of(file)
+            if dest_path == self._target.manifest:
+                raise names.BadName(f"{names.display(dest_path)!r} is where the manifest of this job goes")
+            if not features.byte_names and names.to_text(dest_path) != dest_path:
+                raise names.BadName(f"{names.display(dest_path)!r} is no UTF-8, which this destination asks for")
+        except ConfigError as error:
+            error.path = file.path
+            if isinstance(error, names.BadName):
+                error.todo = "rename it with the job's `path` template, or `exclude` it"
+            return _unsafe(file, error)
+        settings, below = self._job.gate, _below(file.path, self._job)
+        found = list(of_name(below, dest_path, settings))
+        if source is not None:
+            for s in settings.sidecars:
+                if _means(s.files, below):
+                    there = self._beside.there(source, rules.needed(file.path, s.needs))
+                    if text := rules.sidecar(file.path, s.needs, there):
+                        found.append(Finding(rules.SIDECAR, s.tier, text))
+        if not found:
+            return Passage(file, dest_path)
+        noted = tuple(overridden(found, below, self._overrides, now_ms()))
+        if stopped := [f for f in noted if blocks(f, settings)]:
+            return Passage(file, None, State.BLOCKED, _refusal(file, self._job, stopped), "gate", noted)
+        return Passage(file, dest_path, findings=noted)
+
+
+def _unsafe(file: FileInfo, failure: ConfigError) -> Passage:
+    """What nobody can override: the storages cannot take or give it so."""
+    finding = Finding(UNSAFE, Tier.HARD, names.display(failure.what))
+    return Passage(file, None, State.BLOCKED, failure, "gate", (finding,))
+
+
+def _refusal(file: FileInfo, job: TransferJob, found: Sequence[Finding]) -> ConfigError:
+    broken = list(dict.fromkeys(f.rule for f in found))
+    which = broken[0] if len(broken) == 1 else "RULE"
+    return ConfigError(
+        "; ".join(f"{f.rule}: {f.text}" for f in found), path=file.path,
+        remedy=f"cure it at the source or with the job's `path`, or take it on yourself: "
+               f"`onblock overrides add {job.name} {which} PATTERN --why TEXT`",
+    )  # fmt: skip
+
+
+class Beside:
+    """What lies beside a file in the source: each folder is listed once, and forgotten when the next ones come."""
+
+    def __init__(self, most: int = 50_000):
+        self._most = most  # names held in memory
+        self._known: dict[str, frozenset[str] | None] = {}  # None: too many to hold
+        self._held = 0
+
+    def there(self, session: Session, wanted: Sequence[str]) -> Collection[str]:
+        """Those of some paths in one folder that are there."""
+        folder = wanted[0].rpartition("/")[0]
+        if folder not in self._known:
+            if self._held > self._most or len(self._known) > 1000:
+                self._known.clear()
+                self._held = 0
+            self._known[folder] = self._list(session, folder)
+        known = self._known[folder]
+        return [path for path in wanted if (path in known if known is not None else _is_there(session, path))]
+
+    def _list(self, session: Session, folder: str) -> frozenset[str] | None:
+        found: set[str] = set()
+        for file in session.scan(folder, enter=lambda _: False):
+            if file.problem is None:
+                found.add(file.path)
+                if len(found) > self._most:  # then each is asked for by its name
+                    return None
+        self._held += len(found)
+        return frozenset(found)
+
+
+def _is_there(session: Session, path: str) -> bool:
     try:
-        dest_path = target.path_of(file)
-        if dest_path == target.manifest:
-            raise names.BadName(f"{names.display(dest_path)!r} is where the manifest of this job goes")
-        if not features.byte_names and names.to_text(dest_path) != dest_path:
-            raise names.BadName(f"{names.display(dest_path)!r} is no UTF-8, which this destination asks for")
-    except names.BadName as error:
-        error.path = file.path
-        error.todo = "rename it with the job's `path` template, or `exclude` it"
-        return Passage(file, None, State.BLOCKED, error, "gate")
-    return Passage(file, dest_path)
+        session.stat(path)
+    except NotFound:
+        return False
+    return True
+
+
+# -- without I/O --------------------------------------------------------------------------------------------------------
+
+
+def still_passes(
+    file: FileInfo,
+    dest_path: str,
+    job: TransferJob,
+    overrides: Sequence[Override],
+    now_ms: int,
+    noted: str | None = None,
+) -> bool:
+    """Whether a delivered file would pass the gate now: asked before its source is deleted. No I/O.
+
+    `overrides` are those of the job (`Ledger.overrides(job)`); which of them hold at `now_ms` (wall clock) is judged here.
+    `noted` is `files.findings`: a sidecar that was missing at the delivery, and was overridden, counts as it was found
+    then; one that was there may have been deleted first, and is not asked for again.
+    """
+    try:
+        names.check_path(dest_path)
+    except names.BadName:
+        return False
+    below = _below(file.path, job)
+    found = [*of_name(below, dest_path, job.gate)]
+    if any(_means(s.files, below) for s in job.gate.sidecars):
+        found += [f._replace(override=None) for f in rules.from_json(noted) if f.rule == rules.SIDECAR]
+    found = overridden(found, below, overrides, now_ms)
+    return not any(blocks(f, job.gate) for f in found)
+
+
+def of_name(below: str, dest_path: str, settings: GateSettings) -> Iterator[Finding]:
+    """Findings about the path a file will have. `below` is its path in the job's folder, for patterns."""
+    s = settings
+    for rule, tier, check in (
+        (rules.PLACEHOLDER, s.placeholder, rules.placeholder), (rules.TEMPLATE, s.template, rules.template),
+        (rules.RESERVED, s.reserved, rules.reserved),
+    ):  # fmt: skip
+        if tier is not None and (text := check(dest_path)):
+            yield Finding(rule, tier, text)
+    if long := rules.too_long(dest_path, s.length_soft, s.length_hard):
+        yield Finding(rules.LENGTH, *long)
+    if s.prefix and _means(s.prefix.files, below) and (text := rules.prefix(dest_path, s.prefix.any_of)):
+        yield Finding(rules.PREFIX, s.prefix.tier, text)
+    for own in s.own:
+        if _means(own.files, below) and (text := rules.own(dest_path, own.must, own.must_not, own.message)):
+            yield Finding(own.name, own.tier, text)
+
+
+def overridden(found: Sequence[Finding], below: str, overrides: Sequence[Override], now_ms: int) -> list[Finding]:
+    """The findings, each with the override that holds for it now, if there is one."""
+    return [
+        next((f._replace(override=o.id) for o in overrides if o.rule == f.rule and o.is_active(now_ms)
+              and compile_pattern(o.path).fullmatch(below)), f) if f.rule != UNSAFE else f
+        for f in found
+    ]  # fmt: skip
+
+
+def blocks(finding: Finding, settings: GateSettings) -> bool:
+    """Whether a finding keeps a file from being delivered."""
+    return finding.override is None and (finding.tier is Tier.HARD or settings.soft_blocks)
+
+
+def _below(path: str, job: TransferJob) -> str:
+    return path[len(job.folder) + 1 :] if job.folder else path
+
+
+def _means(patterns: Sequence[str], below: str) -> bool:
+    """Whether patterns mean a file; no patterns mean all."""
+    return not patterns or any(compile_pattern(p).fullmatch(below) for p in patterns)

@@ -31,6 +31,7 @@ from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, AnyStorage
 from blocks.storage.base import FileInfo
 from flows.transfer.form import Duration, Form
+from flows.transfer.gate_settings import GateSettings
 from flows.transfer.patterns import compile_pattern
 
 
@@ -164,6 +165,8 @@ class TransferJob(Form):
     manifest: str | None = "checksums.sha256"
     """Name of the list of delivered files and their SHA-256, in the destination, or in the folder that the `path`
     template begins with if that is the same for the whole run, such as `{flight}/`. None (`null` in YAML) writes none."""
+    gate: GateSettings = GateSettings()
+    """What a file has to be like before it is delivered."""
     schedule: Schedule | None = None
     """When the job runs by itself, once deployed."""
     shipping: Shipping = Shipping()

@@ -9,7 +9,7 @@ from blocks.errors import Kind
 from blocks.storage.base import FileInfo
 from flows.ledger.states import ACTIVE, State
 from flows.ledger.store import PROBLEM, NewFile, Row, now_ms
-from flows.transfer.gate import Passage, gate
+from flows.transfer.gate import Passage
 from flows.transfer.job import OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.retry import CURABLE
@@ -51,7 +51,7 @@ def _plan_way(
     # known, but not done: what was left behind, deferred, failed or set aside
     if rows:
         by_path = {f.path: f for f in page}
-        judged = {r.path: gate(by_path[r.path], run.target, features) for r in rows}
+        judged = {p.file.path: p for p in run.gate.judge([by_path[r.path] for r in rows], features)}
         again = [r for r in rows if _worth_another(r, judged[r.path], run.job.on_conflict)]
         if not run.dry:
             run.ledger.mark_seen(run.id, rows)
@@ -74,7 +74,7 @@ def _plan_way(
                     todo.append((passage.file, Leg(number, row.id, row.attempt, path)))
 
     # never seen before
-    fresh = [gate(page[n], run.target, features) for n in new]
+    fresh = run.gate.judge([page[n] for n in new], features)
     for passage in fresh:
         if passage.state is not State.QUEUED:
             _count(passage.state, None, receipt)

@@ -17,6 +17,7 @@ from blocks.storage.base import Storage
 from blocks.storage.pool import SessionPool
 from flows.ledger.store import HEARTBEAT_S, Ledger
 from flows.ledger.wishes import Wish
+from flows.transfer.gate import Gate
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
 from flows.transfer.resume import JOURNAL_S
@@ -68,6 +69,7 @@ class TransferRun:
     def __enter__(self) -> Self:
         job = self.job
         self._open_all()
+        self.gate = Gate(job, self.target, self.ledger.overrides(job.name, active=True), self.pool)
         if self.dry:
             self.ways = [Way(d, self.ledger.find_route(job.name, d.place()), None) for d in job.destinations]
             self._began = time.monotonic()

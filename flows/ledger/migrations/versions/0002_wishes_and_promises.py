@@ -13,6 +13,19 @@ depends_on = None
 
 BIG_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 WISHED = sa.text("wish IS NOT NULL")
+APPEND_ONLY = {
+    "sqlite": [
+        f"CREATE TRIGGER overrides_no_{what} BEFORE {what} ON overrides "
+        "BEGIN SELECT RAISE(ABORT, 'overrides are only ever added'); END"
+        for what in ("UPDATE", "DELETE")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION overrides_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'overrides are only ever added'; END $$",
+        "CREATE TRIGGER overrides_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON overrides "
+        "FOR EACH STATEMENT EXECUTE FUNCTION overrides_append_only()",
+    ],
+}
 
 
 def upgrade() -> None:
@@ -44,7 +57,10 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["revokes"], ["overrides.id"], name=op.f("fk_overrides_revokes")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_overrides")),
+        sa.UniqueConstraint("revokes", name=op.f("uq_overrides_revokes")),
     )
+    for statement in APPEND_ONLY[op.get_bind().dialect.name]:
+        op.execute(statement)
     # plain ADD COLUMN, which does not copy a large table
     op.add_column("files", sa.Column("wish", sa.String(length=8), nullable=True))
     op.add_column("files", sa.Column("findings", sa.Text(), nullable=True))
@@ -59,3 +75,5 @@ def downgrade() -> None:
         op.drop_column("files", name)
     for name in ("overrides", "holds", "berths"):
         op.drop_table(name)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION overrides_append_only()")
