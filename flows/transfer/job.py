@@ -30,6 +30,8 @@ from blocks import names
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, AnyStorage
 from blocks.storage.base import FileInfo
+from flows.transfer.aftercare import Cleanup, Retention, Scrub
+from flows.transfer.bandwidth import Timetable
 from flows.transfer.form import Duration, Form
 from flows.transfer.gate_settings import GateSettings
 from flows.transfer.patterns import compile_pattern
@@ -143,6 +145,16 @@ class TransferJob(Form):
     """Patterns of paths to leave, in the same form; stronger than `include`."""
     recursive: bool = True
     """Look into folders."""
+    bandwidth: Timetable | None = None
+    """How much may be moved a second, when; without it, as fast as it goes."""
+    unknown_size: ByteSize = ByteSize(1 << 30)
+    """Room that is reserved at a destination for a file whose size nobody knows yet."""
+    cleanup: Cleanup = Cleanup()
+    """What becomes of files at the source once they are proven at every destination."""
+    retention: Retention | None = None
+    """When backups and deliveries are removed for good."""
+    scrub: Scrub = Scrub()
+    """How delivered files are looked at again."""
     min_size: ByteSize | None = None
     """Take only files of at least this size, such as 1 MiB."""
     max_size: ByteSize | None = None
