@@ -40,7 +40,7 @@ MOVES: dict[State, frozenset[State]] = {
     _S.AWAITING_VERIFY: frozenset({_S.VERIFIED, _S.QUARANTINED} | _ASIDE),
     _S.VERIFIED: frozenset({_S.CLEANUP_ELIGIBLE, _S.QUARANTINED, _S.QUEUED}),
     _S.CLEANUP_ELIGIBLE: frozenset({_S.CLEANED, _S.VERIFIED, _S.QUARANTINED, _S.QUEUED}),
-    _S.CLEANED: frozenset(),
+    _S.CLEANED: frozenset({_S.QUARANTINED}),
     _S.DUPLICATE: frozenset({_S.QUEUED}),
     _S.BLOCKED: frozenset({_S.QUEUED, _S.CANCELLED}),
     _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
@@ -48,12 +48,15 @@ MOVES: dict[State, frozenset[State]] = {
     _S.FAILED: frozenset({_S.QUEUED, _S.CANCELLED}),
     _S.QUARANTINED: frozenset({_S.QUEUED, _S.CANCELLED}),
 }
-"""From each state to where it may go. An empty set is the end."""
+"""From each state to where it may go. CLEANED is the end, unless what was delivered is found damaged."""
 
 DONE = frozenset({_S.VERIFIED, _S.CLEANUP_ELIGIBLE, _S.CLEANED, _S.DUPLICATE})
 """States in which a file version is known and not sent again."""
 ACTIVE = frozenset({_S.FETCHING, _S.FETCHED, _S.PROCESSING, _S.PROCESSED, _S.DELIVERING, _S.AWAITING_VERIFY})
 """States in which a run holds the row."""
+CLEANING = frozenset({_S.CLEANUP_ELIGIBLE})
+"""States in which the row belongs to a cleanup, to one that has died too: the next one takes it over. Nobody else
+moves it, so that no cleanup and no delivery ever meet."""
 
 
 class IllegalMove(Exception):

@@ -44,7 +44,7 @@ AT_REST: dict[Wish, tuple[frozenset[State], State]] = {
     Wish.CANCEL: (frozenset({_S.QUEUED, _S.PAUSED, _S.BLOCKED, _S.FAILED, _S.QUARANTINED}), _S.CANCELLED),
     Wish.RETRY: (
         frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.BLOCKED, _S.QUARANTINED, _S.CANCELLED, _S.VERIFIED,
-                   _S.CLEANUP_ELIGIBLE, _S.DUPLICATE}), _S.QUEUED,
+                   _S.DUPLICATE}), _S.QUEUED,
     ),
 }  # fmt: skip
 """For each wish: rows in which states it moves at once, and where to."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import string
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 import httpx
 import yaml
@@ -35,6 +35,7 @@ from flows.transfer.bandwidth import Timetable
 from flows.transfer.form import Duration, Form
 from flows.transfer.gate_settings import GateSettings
 from flows.transfer.patterns import compile_pattern
+from flows.transfer.schedule import Schedule
 
 
 class Dedup(StrEnum):
@@ -86,35 +87,6 @@ class Shipping(Form):
     """Shipments of one run that are moved at the same time."""
 
 
-class Schedule(Form):
-    """When the job runs by itself."""
-
-    cron: str
-    """Five fields: minute, hour, day of month, month, day of week."""
-    timezone: str = "UTC"
-    """An IANA name, such as Europe/Berlin: the cron is read in it."""
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        from cronsim import CronSim, CronSimError  # what Prefect reads cron with
-
-        try:
-            CronSim(value, datetime.now(UTC))
-        except CronSimError as error:
-            raise ValueError(f"{value!r} is no cron expression ({error}); five fields, such as '0 */6 * * *'") from None
-        if len(value.split()) != 5:
-            raise ValueError(f"{value!r} has {len(value.split())} fields; write five, such as '0 */6 * * *'")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError(f"{value!r} is no IANA time zone, such as Europe/Berlin or UTC")
-        return value
-
-
 RUN_TOKENS = {"flight", "device", "job"}
 """Tokens of a path template that are the same for all files of a run."""
 TOKENS = RUN_TOKENS | {"path", "folder", "name", "stem", "ext", "date", "time", "year", "month", "day", "hour"}
@@ -145,16 +117,6 @@ class TransferJob(Form):
     """Patterns of paths to leave, in the same form; stronger than `include`."""
     recursive: bool = True
     """Look into folders."""
-    bandwidth: Timetable | None = None
-    """How much may be moved a second, when; without it, as fast as it goes."""
-    unknown_size: ByteSize = ByteSize(1 << 30)
-    """Room that is reserved at a destination for a file whose size nobody knows yet."""
-    cleanup: Cleanup = Cleanup()
-    """What becomes of files at the source once they are proven at every destination."""
-    retention: Retention | None = None
-    """When backups and deliveries are removed for good."""
-    scrub: Scrub = Scrub()
-    """How delivered files are looked at again."""
     min_size: ByteSize | None = None
     """Take only files of at least this size, such as 1 MiB."""
     max_size: ByteSize | None = None
@@ -183,6 +145,16 @@ class TransferJob(Form):
     """When the job runs by itself, once deployed."""
     shipping: Shipping = Shipping()
     """How files are gathered into tasks."""
+    bandwidth: Timetable | None = None
+    """How much may be moved a second, when; without it, as fast as it goes."""
+    unknown_size: ByteSize = ByteSize(1 << 30)
+    """Room that is reserved at a destination for a file whose size nobody knows yet."""
+    cleanup: Cleanup = Cleanup()
+    """What becomes of files at the source once they are proven at every destination."""
+    retention: Retention | None = None
+    """When backups and deliveries are removed for good."""
+    scrub: Scrub = Scrub()
+    """How delivered files are looked at again."""
 
     @model_validator(mode="before")
     @classmethod
@@ -247,6 +219,12 @@ class TransferJob(Form):
             raise ValueError("min_size is larger than max_size: no file could pass")
         if self.min_age is not None and self.max_age is not None and self.min_age > self.max_age:
             raise ValueError("min_age is longer than max_age: no file could pass")
+        for refusal in (
+            self.cleanup.refusal(self.verify, self.manifest),
+            self.retention and self.retention.refusal(self.verify, self.cleanup),
+        ):
+            if refusal:
+                raise ValueError(refusal)
         places = [d.place() for d in self.destinations]
         if len(set(places)) < len(places):
             raise ValueError("two destinations are the same place")

@@ -65,13 +65,13 @@ def known(run: TransferRun, manifest_id: int, folder: str) -> Iterator[Line]:
 def existing(session: Session, path: str, folder: str) -> Iterator[Line]:
     """The lines of the file as it is, sorted. Only a file that somebody has put out of order is held in memory."""
     last = b""
-    for line in _parse(session, path, folder):
+    for line in lines_of(session, path, folder):
         if line[0] < last:
             break
         last = line[0]
     else:
-        return _parse(session, path, folder)
-    return iter(sorted(_parse(session, path, folder)))
+        return lines_of(session, path, folder)
+    return iter(sorted(lines_of(session, path, folder)))
 
 
 def merge(ours: Iterable[Line], theirs: Iterable[Line]) -> Iterator[Line]:
@@ -90,7 +90,8 @@ def merge(ours: Iterable[Line], theirs: Iterable[Line]) -> Iterator[Line]:
             b = next(right, None)
 
 
-def _parse(session: Session, path: str, folder: str) -> Iterator[Line]:
+def lines_of(session: Session, path: str, folder: str) -> Iterator[Line]:
+    """The lines of a manifest as it lies there, in its own order; none if there is no such file."""
     base = f"{folder}/" if folder else ""
     for raw in _lines(session, path):
         if (parsed := names.parse_manifest_line(raw)) is not None:

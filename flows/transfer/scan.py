@@ -44,17 +44,23 @@ class Filter:
         self._prune = [compile_pattern(p).fullmatch for p in job.exclude if p.endswith(("/", "/**")) and p[:3] != "re:"]
         self._suffixes = tuple(job.settle.ignore_suffixes)
         self._recursive = job.recursive
+        backup = job.cleanup.backup_folder
+        self._backup = None if backup is None else backup + "/"
         self._min, self._max = job.min_size or 0, job.max_size
         self._newest = None if job.min_age is None else now_ns - int(job.min_age.total_seconds() * 1e9)
         self._oldest = None if job.max_age is None else now_ns - int(job.max_age.total_seconds() * 1e9)
 
     def enter(self, folder: str) -> bool:
         """Whether to look into a folder."""
+        if self._backup is not None and f"{folder}/".startswith(self._backup):
+            return False
         inside = folder[self._skip :] + "/x"
         return self._recursive and not any(match(inside) for match in self._prune)
 
     def wants(self, file: FileInfo) -> bool:
         """Whether the job asks for this file."""
+        if self._backup is not None and file.path.startswith(self._backup):
+            return False  # what a cleanup has put there is not taken again
         path = file.path[self._skip :] if self._skip else file.path
         if self._include and not any(match(path) for match in self._include):
             # a folder that cannot be read may hide files the patterns ask for

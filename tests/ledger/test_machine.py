@@ -164,7 +164,7 @@ class Rows(RuleBasedStateMachine):
     def damage(self, numbers: list[int]) -> None:
         for i in self.picked(numbers)[:1]:
             self.ledger.mark_damaged([(i, WRONG)])
-            if self.state[i] in (S.VERIFIED, S.CLEANUP_ELIGIBLE):
+            if self.state[i] is S.VERIFIED:
                 self.state[i] = S.QUARANTINED
 
     @rule(run=who)

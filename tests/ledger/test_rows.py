@@ -314,7 +314,7 @@ def test_asking_again(ledger: Ledger, run_id: str, route: int, state: State) -> 
         c.execute(update(File).values(state=state, attempt=3, tries=7, next_attempt_at=later, kind=Kind.NETWORK))
     asleep = {State.QUEUED, *State} - {
         State.FETCHING, State.FETCHED, State.PROCESSING, State.PROCESSED, State.DELIVERING, State.AWAITING_VERIFY,
-        State.CLEANED,
+        State.CLEANED, State.CLEANUP_ELIGIBLE,
     }  # fmt: skip
     chosen = ledger.choose([row.id])
     if state in asleep:

@@ -1,0 +1,38 @@
+"""A fresh look at a delivered file, and what follows from it: shared by cleanup, retention and scrub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blocks.errors import HashMismatch, NotFound, OnblockError, SourceVanished
+from blocks.storage.base import Session
+from flows.ledger import Ledger
+from flows.ledger.proofs import Proof
+from flows.transfer.job import Verify
+from flows.transfer.verify import prove_final
+
+LOST = (HashMismatch, NotFound)
+"""What says that a file is not there as it was delivered; after any other failure nobody can tell."""
+
+
+def look(session: Session, proof: Proof) -> None:
+    """Read a delivered file back from its destination and compare. Raises HashMismatch, NotFound, and, where nobody can
+    tell, other failures."""
+    path, sha256 = proof.dest_path, proof.sha256
+    if not path or sha256 is None:
+        raise HashMismatch("there is no record of what was delivered", path=proof.path)
+    found = session.stat(path)
+    if found.size != proof.size:
+        raise HashMismatch(f"has {found.size} bytes at the destination, was read with {proof.size}", path=path)
+    try:
+        prove_final(session, path, proof.size, sha256, Verify.READBACK)
+    except SourceVanished as error:
+        raise NotFound("is not there", path=path) from error
+
+
+def condemn(ledger: Ledger, lost: Sequence[tuple[Proof, OnblockError]]) -> list[tuple[Proof, OnblockError]]:
+    """Write down what is damaged or lost; what really is: a file that the job itself has replaced since is not."""
+    replaced = ledger.replaced([proof.id for proof, _ in lost])
+    damaged = [(proof, failure) for proof, failure in lost if proof.id not in replaced]
+    ledger.mark_damaged([(proof.id, failure) for proof, failure in damaged])
+    return damaged
