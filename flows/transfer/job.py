@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import string
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 import httpx
 import yaml
@@ -30,10 +30,12 @@ from blocks import names
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, AnyStorage
 from blocks.storage.base import FileInfo
+from flows.transfer.aftercare import Cleanup, Retention, Scrub
 from flows.transfer.bandwidth import Timetable
 from flows.transfer.form import Duration, Form
 from flows.transfer.gate_settings import GateSettings
 from flows.transfer.patterns import compile_pattern
+from flows.transfer.schedule import Schedule
 
 
 class Dedup(StrEnum):
@@ -83,35 +85,6 @@ class Shipping(Form):
     """At most so many bytes of small files together."""
     at_once: int = Field(default=2, ge=1, le=16)
     """Shipments of one run that are moved at the same time."""
-
-
-class Schedule(Form):
-    """When the job runs by itself."""
-
-    cron: str
-    """Five fields: minute, hour, day of month, month, day of week."""
-    timezone: str = "UTC"
-    """An IANA name, such as Europe/Berlin: the cron is read in it."""
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str) -> str:
-        from cronsim import CronSim, CronSimError  # what Prefect reads cron with
-
-        try:
-            CronSim(value, datetime.now(UTC))
-        except CronSimError as error:
-            raise ValueError(f"{value!r} is no cron expression ({error}); five fields, such as '0 */6 * * *'") from None
-        if len(value.split()) != 5:
-            raise ValueError(f"{value!r} has {len(value.split())} fields; write five, such as '0 */6 * * *'")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            raise ValueError(f"{value!r} is no IANA time zone, such as Europe/Berlin or UTC")
-        return value
 
 
 RUN_TOKENS = {"flight", "device", "job"}
@@ -176,6 +149,12 @@ class TransferJob(Form):
     """How much may be moved a second, when; without it, as fast as it goes."""
     unknown_size: ByteSize = ByteSize(1 << 30)
     """Room that is reserved at a destination for a file whose size nobody knows yet."""
+    cleanup: Cleanup = Cleanup()
+    """What becomes of files at the source once they are proven at every destination."""
+    retention: Retention | None = None
+    """When backups and deliveries are removed for good."""
+    scrub: Scrub = Scrub()
+    """How delivered files are looked at again."""
 
     @model_validator(mode="before")
     @classmethod
@@ -240,6 +219,12 @@ class TransferJob(Form):
             raise ValueError("min_size is larger than max_size: no file could pass")
         if self.min_age is not None and self.max_age is not None and self.min_age > self.max_age:
             raise ValueError("min_age is longer than max_age: no file could pass")
+        for refusal in (
+            self.cleanup.refusal(self.verify, self.manifest),
+            self.retention and self.retention.refusal(self.verify, self.cleanup),
+        ):
+            if refusal:
+                raise ValueError(refusal)
         places = [d.place() for d in self.destinations]
         if len(set(places)) < len(places):
             raise ValueError("two destinations are the same place")
