@@ -6,6 +6,7 @@ Readers, uploads and sessions stand on this. What a request looks like on the wi
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import logging
 import threading
@@ -403,13 +404,17 @@ def rclone_time(mtime_ns: int) -> str:
 def info_of(path: str, answer: Answer) -> FileInfo:
     """An object as its headers show it."""
     headers = answer.headers
+    modified = _seconds(headers.get("last-modified", ""))
+    return FileInfo(path, int(headers.get("content-length", "0")), modified * 10**9, headers.get("etag", "").strip('"'))
+
+
+@functools.lru_cache(256)
+def _seconds(date: str) -> int:
+    """A date of HTTP in seconds since the epoch; 0 for what is none. Many objects have the same."""
     try:
-        modified = parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
+        return int(parsedate_to_datetime(date).timestamp())
     except ValueError:
-        modified = 0
-    return FileInfo(
-        path, int(headers.get("content-length", "0")), int(modified) * 10**9, headers.get("etag", "").strip('"')
-    )
+        return 0
 
 
 def iso_ns(text: str) -> int:

@@ -56,7 +56,7 @@ class Crc:
 
 def new(kind: str) -> Digest:
     """A digest of one of KINDS or md5."""
-    return Crc(kind) if kind.startswith("crc") else hashlib.new(kind, usedforsecurity=False)
+    return Crc(kind) if kind.startswith("crc") else getattr(hashlib, kind)(usedforsecurity=False)
 
 
 def b64(digest: bytes) -> str:

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -118,6 +118,8 @@ _REMEDY = {
     "InvalidStorageClass": "correct `storage_class` in the storage's block",
     "NotImplemented": "the server lacks what the block asks for: leave out its storage class, encryption, lock or tags",
 }
+LINE_MAX, MOST_LINES = 65536, 200
+"""Of the headers of an answer."""
 AGAIN = {"SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "InternalError", "RequestTimeout",
          "Throttling", "TooManyRequests", "OperationAborted", "ConditionalRequestConflict", "XMinioServerNotInitialized",
          "BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}  # fmt: skip
@@ -326,17 +328,17 @@ class Wire:
         except (BrokenPipeError, ConnectionResetError):
             # a server that refuses early stops reading: what it says is worth more than that the pipe broke
             with suppress(OSError, http.client.HTTPException):
-                early = connection.getresponse()
+                early = cast(_Response, connection.getresponse())
                 if early.status >= 300:
-                    answer = Answer(early.status, _lower(early), early.read())
+                    answer = Answer(early.status, early.fields, early.read())
                     self.close()
                     raise Refused(answer) from None
             raise
-        response = connection.getresponse()
+        response = cast(_Response, connection.getresponse())
         good = response.status in ok
         if stream and good:
-            return Answer(response.status, _lower(response), b"", response)
-        answer = Answer(response.status, _lower(response), response.read())
+            return Answer(response.status, response.fields, b"", response)
+        answer = Answer(response.status, response.fields, response.read())
         if response.will_close:
             self.close()
         # a copy or a completion may fail after it answered 200
@@ -359,6 +361,7 @@ class Wire:
             )
             if proxy:
                 connection.set_tunnel(server.host, server.port)
+        connection.response_class = _Response
         connection.connect()
         self._connection = connection
         return connection
@@ -398,5 +401,52 @@ class Wire:
             self._connection = None
 
 
-def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
-    return {k.lower(): v for k, v in response.getheaders()}
+class _Response(http.client.HTTPResponse):
+    """An answer whose headers are read as the few lines they are: the email package, which http.client asks, takes ten
+    times as long, and a small file is little more than headers."""
+
+    fields: dict[str, str]
+
+    def begin(self) -> None:
+        if self.headers is not None:
+            return
+        while True:
+            version, status, reason = self._read_status()  # type: ignore[attr-defined]
+            if status != 100:
+                break
+            self._read_fields()  # "go on": the answer proper follows
+        self.code = self.status = status
+        self.reason, self.version = reason.strip(), 10 if version.startswith("HTTP/1.0") else 11
+        fields = self.fields = self._read_fields()
+        self.headers = self.msg = _Headers(fields)  # type: ignore[assignment]
+        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        self.length = None
+        if not self.chunked and fields.get("content-length", "").isdecimal():
+            self.length = int(fields["content-length"])
+        if status in (204, 304) or self._method == "HEAD":  # type: ignore[attr-defined]
+            self.length = 0
+        self.will_close = self._check_close() or (not self.chunked and self.length is None)  # type: ignore[attr-defined]
+
+    def _read_fields(self) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        for _ in range(MOST_LINES):
+            line = self.fp.readline(LINE_MAX + 1)
+            if line in (b"\r\n", b"\n", b""):
+                return fields
+            if len(line) > LINE_MAX:
+                break
+            name, _, value = line.decode("latin-1").partition(":")
+            name, value = name.strip().lower(), value.strip()
+            fields[name] = f"{fields[name]}, {value}" if name in fields else value
+        raise http.client.HTTPException("the headers of the answer have no end")
+
+
+class _Headers(dict[str, str]):
+    """As http.client asks it: names in any case."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name.lower(), default)
+
+    def get_all(self, name: str, default: Any = None) -> Any:
+        return [self[name.lower()]] if name.lower() in self else default
