@@ -63,6 +63,7 @@ class Proof(NamedTuple):
     verify_passes: int
     proven_at: int | None
     done_at: int | None
+    findings: str | None  # JSON, of the gate
     manifest: str | None
     backup: str | None = None
 
@@ -74,7 +75,7 @@ class Proof(NamedTuple):
 
 _COLUMNS = (
     File.id, File.route_id, File.path, File.size, File.mtime_ns, File.etag, File.state, File.attempt, File.dest_path,
-    File.sha256, File.verify_passes, File.proven_at, File.done_at, Manifest.path.label("manifest"),
+    File.sha256, File.verify_passes, File.proven_at, File.done_at, File.findings, Manifest.path.label("manifest"),
 )  # fmt: skip
 
 
@@ -141,7 +142,8 @@ class Proofs(Connections):
             self._lock_ids(c, [v["row"] for v in looked])
             c.execute(
                 update(File)
-                .where(File.id == bindparam("row"), File.attempt == bindparam("held"), File.state.in_(KEPT),
+                .where(File.id == bindparam("row"), File.attempt == bindparam("held"),
+                       or_(*(File.state == s for s in KEPT)),
                        or_(due, File.proven_at.is_(None)))
                 .values(verify_passes=File.verify_passes + case((due, 1), else_=0), proven_at=now),
                 looked,

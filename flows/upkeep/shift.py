@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -38,6 +39,7 @@ class Shift:
         self._stack = ExitStack()
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
+        self._asked = -1.0  # when we asked last whether the job is on hold
         found = [ledger.find_route(job.name, d.place()) for d in job.destinations]
         self.routes = [route for route in found if route is not None]
         if len(self.routes) < len(found):
@@ -69,8 +71,11 @@ class Shift:
         """Raises Cancelled when the run is to stop, or somebody has put the job on hold."""
         if self.stop.is_set():
             raise Cancelled("the run was stopped")
+        if time.monotonic() - self._asked < 1.0:
+            return
         if (who := self.ledger.held(self.job.name)) is not None:
             raise Cancelled(f"{self.job.name} was paused by {who}; `onblock transfers resume --job {self.job.name}`")
+        self._asked = time.monotonic()
 
     def __exit__(self, *exc: object) -> None:
         self._ended.set()
