@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments import interrupt
+from deployments.overrides import overrides
 from deployments.told import as_json as _as_json
 from deployments.told import print_json as _print_json
 from deployments.transfers import transfers
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Take recordings off devices when a flight ends, and bring them verified to storage.",
 )  # fmt: skip
 app.add_typer(transfers, name="transfers")
+app.add_typer(overrides, name="overrides")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
@@ -99,6 +101,7 @@ def plan(
     listed: list[dict[str, Any]] = []
     count = size = number = 0
     with Ledger.open(create=False) as ledger, TransferRun(job, ledger, flight=flight, device=device, dry=True) as dry:
+        dry.gate.remember = limit
         for shipment in shipments(dry):
             number += 1
             for item in shipment.items:
@@ -112,10 +115,18 @@ def plan(
                             "to": f"{place}/{names.display(leg.dest_path)}",
                         })  # fmt: skip
         total, scanned = dry.meter.total, dry.scanned
+        findings = [
+            {
+                "path": names.display(p.file.path),
+                "blocked": p.dest_path is None,
+                "findings": [f._asdict() for f in p.findings],
+            }
+            for p in dry.gate.noted.values()
+        ]
     report = {
         "job": job.name, "scanned": scanned.files, "to_deliver": count, "bytes": size, "shipments": number,
         "duplicates": total.duplicates, "deferred": total.deferred, "failed": total.failed, "blocked": total.blocked,
-        "settling": scanned.settling, "files": listed,
+        "settling": scanned.settling, "files": listed, "findings": findings,
     }  # fmt: skip
     if as_json:
         _print_json(report)
@@ -132,6 +143,13 @@ def plan(
         table.add_row(f"... and {count - len(listed)} more", "", "", "")
     console = Console()
     console.print(table)
+    if findings:
+        table = Table("file", "", "rule", "what", title="found at the gate")
+        for row in findings:
+            for f in row["findings"]:
+                how = "blocked" if row["blocked"] else f"override {f['override']}" if f["override"] else "noted"
+                table.add_row(Text(row["path"]), how, f["rule"], Text(f["text"]))
+        console.print(table)
     rest = [f"{report[k]} {k}" for k in ("duplicates", "settling", "deferred", "blocked", "failed") if report[k]]
     shipments_made = f"{number} shipment" + "s" * (number != 1)
     console.print(f"{scanned.files} scanned, {shipments_made}" + "".join(f", {r}" for r in rest))

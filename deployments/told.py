@@ -22,4 +22,13 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
     out = {k: row[k] for k in wanted}
     for k in ("path", "dest_path"):
         out[k] = None if out[k] is None else names.display(out[k])
+    out["findings"] = json.loads(row["findings"] or "[]")
     return out
+
+
+def noted(findings: str | None) -> str:
+    """What the gate found of a file that passed all the same, for people."""
+    found = json.loads(findings or "[]")
+    return "; ".join(
+        f"{f['rule']}: {f['text']}" + (f" (override {f['override']})" if "override" in f else "") for f in found
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments.told import as_json as row_as_json
-from deployments.told import print_json
+from deployments.told import noted, print_json
 
 if TYPE_CHECKING:
     from flows.ledger.wishes import Chosen, Wish
@@ -72,7 +72,7 @@ def transfers_list(
     for r in rows:
         table.add_row(
             str(r["id"]), r["job"], Text(names.display(r["path"])), f"{r['size']:,}", r["state"], r["kind"] or "",
-            Text(names.display(r["message"]) if r["message"] else ""),
+            Text(names.display(r["message"]) if r["message"] else noted(r["findings"])),
         )  # fmt: skip
     Console().print(table)
     if len(rows) == limit:

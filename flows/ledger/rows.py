@@ -31,6 +31,7 @@ class Row(NamedTuple):
     message: str | None
     journal: str | None
     priority: int
+    findings: str | None
 
 
 COLUMNS = [getattr(File, name) for name in Row._fields]
@@ -68,6 +69,17 @@ class NewFile(NamedTuple):
     state: State = State.QUEUED
     failure: OnblockError | None = None
     stage: str | None = None
+    findings: str | None = None
+
+
+class Judged(NamedTuple):
+    """What the gate found now of a row that was there: where it belongs, why, and the findings as JSON."""
+
+    row: Row
+    state: State
+    failure: OnblockError | None
+    stage: str | None
+    findings: str | None
 
 
 class Claim(NamedTuple):

@@ -47,7 +47,7 @@ from flows.ledger.manifests import Manifests
 from flows.ledger.models import File, Identity, Manifest, Route, Run
 from flows.ledger.overrides import Overrides
 from flows.ledger.proofs import Proofs
-from flows.ledger.rows import COLUMNS, Claim, Entered, NewFile, Outcome, Row, message_of, row_of
+from flows.ledger.rows import COLUMNS, Claim, Entered, Judged, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
 from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
 from flows.ledger.wishes import Wishes, fulfil
@@ -63,7 +63,8 @@ _seen = Table(
 _new = Table(
     "entering", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
     Column("mtime_ns", BigInteger), Column("etag", Text), Column("state", String), Column("kind", String),
-    Column("stage", String), Column("message", Text), Column("dest_path", Text), prefixes=["TEMPORARY"],
+    Column("stage", String), Column("message", Text), Column("dest_path", Text), Column("findings", Text),
+    prefixes=["TEMPORARY"],
 )  # fmt: skip
 _done = Table(
     "outcome", _temp, Column("id", BigInteger), Column("attempt", Integer), Column("state", String),
@@ -164,7 +165,7 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
                 (
                     n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag, f.state,
                     f.failure.kind if f.failure else None, f.stage, message_of(f.failure),
-                    None if f.dest_path is None else names.to_text(f.dest_path),
+                    None if f.dest_path is None else names.to_text(f.dest_path), f.findings,
                 )
                 for n, f in enumerate(files)
             ])  # fmt: skip
@@ -191,10 +192,11 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
         with self._write() as c:
             self._lock_ids(c, [r.id for r in rows])
             for state, page in parts:
+                cured = {"kind": None, "message": None, "stage": None} if state is State.BLOCKED else {}
                 moved |= set(c.execute(
                     update(File).where(File.id.in_(page), File.state == state)
                     .values(state=State.QUEUED, run_id=run_id, tries=0, next_attempt_at=None, queued_at=now_ms(),
-                            updated_at=now_ms())
+                            updated_at=now_ms(), **cured)
                     .returning(File.id)
                 ).scalars())  # fmt: skip
         return [r._replace(state=State.QUEUED, tries=0) for r in rows if r.id in moved]
@@ -340,6 +342,32 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
                 ],
             )  # fmt: skip
 
+    def judged(self, judged: Sequence[Judged]) -> None:
+        """Write down what the gate finds now of rows that wait or are blocked; those that are still as they were seen."""
+        if not judged:
+            return
+        check_moves({(j.row.state, j.state) for j in judged if j.state is not j.row.state})
+        now = now_ms()
+        with self._write() as c:
+            self._lock_ids(c, [j.row.id for j in judged])
+            as_seen = update(File).where(
+                File.id == bindparam("row"), File.state == bindparam("seen"), File.attempt == bindparam("held")
+            ).values(findings=bindparam("found"), updated_at=now)  # fmt: skip
+            stopped = as_seen.values(
+                state=bindparam("to"), kind=bindparam("why"), message=bindparam("said"), stage=bindparam("at")
+            )
+            for statement, rows in (
+                (as_seen, [j for j in judged if j.failure is None]), (stopped, [j for j in judged if j.failure is not None]),
+            ):  # fmt: skip
+                if rows:
+                    c.execute(statement, [
+                        {
+                            "row": j.row.id, "seen": j.row.state, "held": j.row.attempt, "found": j.findings,
+                            "to": j.state, "why": j.failure and j.failure.kind, "said": message_of(j.failure), "at": j.stage,
+                        }
+                        for j in rows
+                    ])  # fmt: skip
+
     def mark_damaged(self, damaged: Sequence[tuple[int, OnblockError]]) -> None:
         """Delivered files are not what was delivered: quarantined, until somebody asks for them again. One transaction.
 
@@ -370,6 +398,7 @@ __all__ = [
     "LEASE_MS",
     "PROBLEM",
     "Claim",
+    "Judged",
     "Ledger",
     "NewFile",
     "Outcome",

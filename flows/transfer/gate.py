@@ -7,7 +7,8 @@ that nobody has overridden, keeps a file from being delivered (BLOCKED); what ca
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from blocks import names
 from blocks.errors import ConfigError, NotFound, OnblockError
@@ -21,6 +22,9 @@ from flows.transfer.gate_settings import GateSettings
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.patterns import compile_pattern
 from flows.transfer.rules import UNSAFE, Finding, Tier
+
+if TYPE_CHECKING:
+    from flows.ledger import Ledger
 
 
 class Passage(NamedTuple):
@@ -40,13 +44,21 @@ class Gate:
     def __init__(self, job: TransferJob, target: Target, overrides: Sequence[Override], pool: SessionPool):
         self._job, self._target, self._overrides, self._pool = job, target, overrides, pool
         self._beside = Beside()
+        self.remember = 0
+        """So many files with findings are kept in `noted`, for a plan to show."""
+        self.noted: dict[str, Passage] = {}
 
     def judge(self, files: Sequence[FileInfo], features: Features) -> list[Passage]:
         """Judge files for one destination. Takes a session of the source only where a sidecar is asked for."""
-        if not self._job.gate.sidecars:
-            return [self._judge(file, features, None) for file in files]
-        with self._pool.session(self._job.source) as source:
-            return [self._judge(file, features, source) for file in files]
+        if self._job.gate.sidecars:
+            with self._pool.session(self._job.source) as source:
+                passages = [self._judge(file, features, source) for file in files]
+        else:
+            passages = [self._judge(file, features, None) for file in files]
+        if len(self.noted) < self.remember:
+            found = ((p.file.path, p) for p in passages if p.findings and p.file.path not in self.noted)
+            self.noted.update(islice(found, self.remember - len(self.noted)))
+        return passages
 
     def _judge(self, file: FileInfo, features: Features, source: Session | None) -> Passage:
         if file.problem is not None:
@@ -202,3 +214,41 @@ def _below(path: str, job: TransferJob) -> str:
 def _means(patterns: Sequence[str], below: str) -> bool:
     """Whether patterns mean a file; no patterns mean all."""
     return not patterns or any(compile_pattern(p).fullmatch(below) for p in patterns)
+
+
+# -- overrides --------------------------------------------------------------------------------------------------------
+
+
+def override(
+    ledger: Ledger, job: TransferJob | str, rule: str, pattern: str, *, who: str, why: str, expires_at: int | None = None
+) -> Override:  # fmt: skip
+    """Let files of a job that match a pattern pass in spite of what a rule finds. Raises ConfigError, and changes nothing,
+    if it makes no sense.
+
+    A job that is given by its name is one that has run; the rules of its own are those that have found something.
+    """
+    name = job if isinstance(job, str) else job.name
+    if isinstance(job, str) and job not in ledger.jobs():
+        raise ConfigError(
+            f"there is no job {job!r} in the ledger",
+            remedy="`onblock transfers` shows those there are; of one that has not run yet, give the JOB.yaml",
+        )
+    if rule == UNSAFE:
+        raise ConfigError(
+            f"findings of {UNSAFE!r} cannot be overridden: a storage cannot take the file so",
+            remedy="rename it with the job's `path`, or `exclude` it",
+        )
+    known = rules.RULES if isinstance(job, str) else job.gate.rules()
+    if rule not in known and not (isinstance(job, str) and ledger.was_found(job, rule)):
+        raise ConfigError(
+            f"job {name} has no rule {names.display(rule)!r}; there are {', '.join(known)}",
+            remedy="a rule of the job's own is known once it has found something, or if the JOB.yaml is given"
+            if isinstance(job, str) else "",
+        )  # fmt: skip
+    try:
+        compile_pattern(pattern)
+    except ValueError as error:
+        raise ConfigError(f"the pattern is none: {error}", remedy="write it as in `include`: *.mp4, DCIM/**") from None
+    if "\0" in pattern:
+        raise ConfigError("the pattern holds a NUL byte, which no file name can")
+    return ledger.override(name, rule, pattern, who=who, why=why, expires_at=expires_at)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from blocks.errors import Kind
 from blocks.storage.base import FileInfo
+from flows.ledger.rows import Judged, message_of
 from flows.ledger.states import ACTIVE, State
 from flows.ledger.store import PROBLEM, NewFile, Row, now_ms
 from flows.transfer.gate import Passage
 from flows.transfer.job import OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.retry import CURABLE
+from flows.transfer.rules import as_json
 from flows.transfer.run import TransferRun, Way
 from flows.transfer.shipment import Item, Leg
 
@@ -56,6 +58,7 @@ def _plan_way(
         if not run.dry:
             run.ledger.mark_seen(run.id, rows)
             queued = {r.id: r for r in run.ledger.requeue(run.id, again)}
+            run.ledger.judged(_news([(queued.get(r.id, r), judged[r.path]) for r in rows]))
         else:
             queued = {r.id: r for r in again}
         now = now_ms()
@@ -63,6 +66,8 @@ def _plan_way(
             row = queued.get(row.id, row)
             if row.state is not State.QUEUED:
                 _count(row.state, row.kind, receipt)
+            elif judged[row.path].state is not State.QUEUED:
+                _count(judged[row.path].state, None, receipt)
             elif row.next_attempt_at is not None and row.next_attempt_at > now:
                 receipt.deferred += 1
             elif row.priority < 0 and not run.closing:
@@ -70,8 +75,8 @@ def _plan_way(
             else:
                 passage = judged[row.path]
                 path = row.dest_path or passage.dest_path
-                if path is not None:
-                    todo.append((passage.file, Leg(number, row.id, row.attempt, path)))
+                assert path is not None  # the gate lets it pass
+                todo.append((passage.file, Leg(number, row.id, row.attempt, path)))
 
     # never seen before
     fresh = run.gate.judge([page[n] for n in new], features)
@@ -91,8 +96,20 @@ def _plan_way(
 def _entry(way: Way, passage: Passage) -> NewFile:
     assert way.route_id is not None
     return NewFile(
-        way.route_id, passage.file, passage.dest_path, way.manifest_id, passage.state, passage.failure, passage.stage
-    )
+        way.route_id, passage.file, passage.dest_path, way.manifest_id, passage.state, passage.failure, passage.stage,
+        as_json(passage.findings),
+    )  # fmt: skip
+
+
+def _news(rows: list[tuple[Row, Passage]]) -> list[Judged]:
+    """What the gate finds of rows that wait or are blocked, where it is not what the ledger says."""
+    news = [Judged(row, p.state, p.failure, p.stage, as_json(p.findings)) for row, p in rows]
+    return [
+        n for n in news
+        if (n.row.state is State.QUEUED and (n.state is not State.QUEUED or n.findings != n.row.findings))
+        or (n.row.state is n.state is State.BLOCKED
+            and (n.findings, message_of(n.failure)) != (n.row.findings, n.row.message))
+    ]  # fmt: skip
 
 
 def _worth_another(row: Row, passage: Passage, on_conflict: OnConflict) -> bool:

@@ -93,7 +93,7 @@ def prefix(path: str, any_of: Sequence[str]) -> str | None:
 def own(path: str, must: str | None, must_not: str | None, message: str) -> str | None:
     """A regular expression of the job's own that is found where it must not be, or is not where it must be."""
     if must is not None and not re.search(must, path):
-        return message or f"its path does not match {must!r}"
+        return message or f"its path does not match {must}"
     if must_not is not None and (found := re.search(must_not, path)):
         return message or f"its path holds {names.display(found[0])!r}"
     return None
