@@ -223,8 +223,9 @@ class Removal:
             except NotFound:
                 pass
             raise SameFile(
-                "is gone from the destination when it is moved at the source: both are one place, and this is the only "
-                "copy", path=proof.path, remedy="turn the cleanup of this job off; its destination is its source",
+                "is gone from the destination when it is moved at the source: both are one place, or it was removed "
+                "there in this moment; it was put back", path=proof.path,
+                remedy="see that the destination is not the source under another name before you clean up again",
             )  # fmt: skip
         self._two_places = True
 
