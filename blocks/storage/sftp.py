@@ -25,6 +25,9 @@ from blocks.storage.sftp_messages import Ask, Attributes, Refused, string
 from blocks.storage.sftp_server import EOF, FAILURE, NO_SUCH_FILE, SftpServer, info_of, problem, raise_unless, special
 from blocks.storage.ssh_login import SshStorage
 
+LARGE = 32 << 20
+"""Bytes from which a file takes the fast lane."""
+
 
 class SftpStorage(SshStorage):
     """A folder on a server that speaks SFTP."""
@@ -176,8 +179,13 @@ class SftpSession(Session):
             except OnblockError:
                 self.server.let_go(handle)
                 raise
+            server = self.server
+            if found.size - offset >= LARGE and (lane := server.lane()) is not server:
+                server.let_go(handle)
+                number = lane.wire.send(Ask.OPEN, string(full) + struct.pack(">I", wire.READ) + wire.attributes())
+                server, handle = lane, string(lane.wire.handle(number))
         assert handle is not None
-        return SftpReader(self.server, path, full, handle, offset, found.size)
+        return SftpReader(server, path, full, handle, offset, found.size)
 
     def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
         if kind != "sha256" or "sha256" not in self.server.tools:
@@ -201,13 +209,14 @@ class SftpSession(Session):
         flags = wire.READ | wire.WRITE | wire.CREATE | (0 if resume else wire.EXCLUSIVE)
         opening = string(staged) + struct.pack(">I", flags) + wire.attributes()
         offset, handle = 0, b""
-        with self.server.telling("cannot write there", path):
+        server = self.server.lane() if size >= LARGE else self.server
+        with server.telling("cannot write there", path):
             for last in (False, True):
                 if not resume:  # never truncated: were it a second name of a file that is whole, that would be lost
-                    self.server.later(Ask.REMOVE, string(staged))
-                number = self.server.wire.send(Ask.OPEN, opening)
+                    server.later(Ask.REMOVE, string(staged))
+                number = server.wire.send(Ask.OPEN, opening)
                 try:
-                    handle = string(self.server.wire.handle(number))
+                    handle = string(server.wire.handle(number))
                     break
                 except Refused as refused:
                     if refused.code in (FAILURE, 11) or last:
@@ -217,8 +226,8 @@ class SftpSession(Session):
                     if why := self.server.make_folders(staged):
                         raise self.server.why_not(why, path) from refused
             if resume:
-                offset = self.server.wire.attributes(self.server.wire.send(Ask.FSTAT, handle)).size
-        return SftpUpload(self.server, path, staged, handle, offset, size, mtime_ns)
+                offset = server.wire.attributes(server.wire.send(Ask.FSTAT, handle)).size
+        return SftpUpload(server, path, staged, handle, offset, size, mtime_ns)
 
     def discard(self, path: str, key: str, journal: str = "") -> None:
         staged = self.server.staged(path, key)

@@ -20,6 +20,8 @@ from blocks.errors import NetworkError
 if TYPE_CHECKING:
     import paramiko
 
+    from blocks.storage.sftp_lane import Lane
+
 
 class Ask(IntEnum):
     """Requests."""
@@ -137,7 +139,7 @@ class Fields:
 class Messages:
     """The client's end. Raises what the channel raises, and NetworkError where the far side does not speak SFTP."""
 
-    def __init__(self, channel: paramiko.Channel, hasten: Callable[[], object]):
+    def __init__(self, channel: paramiko.Channel | Lane, hasten: Callable[[], object]):
         self._channel, self._hasten = channel, hasten
         self._last = 0
         self._held = memoryview(b"")  # bytes that came and are not taken yet

@@ -8,6 +8,8 @@ absolute here, in bytes.
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 import os
 import stat
 import struct
@@ -32,7 +34,10 @@ from blocks.storage.sftp_messages import Ask, Attributes, Messages, Refused, str
 from blocks.storage.ssh_login import SshStorage
 
 if TYPE_CHECKING:
+    from blocks.storage.sftp_lane import Lane
     from blocks.storage.ssh import Connection, Shell
+
+log = logging.getLogger("onblock.storage")
 
 HASH_RATE = 10e6
 """Bytes/s that the slowest server hashes: how long its `sha256sum` may be silent."""
@@ -99,6 +104,8 @@ class SftpServer:
     def __init__(self, storage: SshStorage, connection: Connection, *, use_shell: bool):
         self.storage, self.connection = storage, connection
         self._shell: Shell | None = None
+        self._lane: SftpServer | None = None
+        self._pipe: Lane | None = None
         self.tools: set[str] = set()
         """What the login's shell can do in the same folder: `sha256`, `sync`."""
         try:
@@ -124,6 +131,23 @@ class SftpServer:
                 if not self.connection.transport.is_active():
                     raise
                 raise ConfigError(f"{self.storage.address} ended SFTP at once", remedy=remedy) from error
+
+    def lane(self) -> SftpServer:
+        """The same folder over a connection for large files; this one where there is no other."""
+        if self._lane is None:
+            from blocks.storage.sftp_lane import lane_for
+
+            self._lane = self
+            if (pipe := lane_for(self.storage)) is not None:
+                lane = copy.copy(self)
+                try:
+                    lane.wire = Messages(pipe, lambda: None)
+                except (OSError, EOFError, NetworkError) as error:
+                    pipe.close()
+                    log.info("large files go to %s like small ones: %s", self.storage.address, error)
+                else:
+                    self._lane, self._pipe = lane, pipe
+        return self._lane
 
     def _find_root(self) -> bytes:
         """The root without links, as the server sees it; made if the block says so."""
@@ -381,6 +405,8 @@ class SftpServer:
 
     def close(self) -> None:
         self.connection.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
 
 def raise_unless(refused: Refused | None, *codes: int) -> None:

@@ -35,8 +35,10 @@ class Journal:
     @classmethod
     def parse(cls, text: str | None) -> Self | None:
         """What `text()` wrote; None for nothing, or for what cannot be read: then the file is sent from its beginning."""
+        if not text:
+            return None
         try:
-            found = json.loads(text or "null")
+            found = json.loads(text)
             return cls(int(found["attempt"]), str(found["token"]), [(int(o), str(h)) for o, h in found["checkpoints"]])
         except (ValueError, TypeError, KeyError):
             return None
