@@ -21,6 +21,7 @@ from deployments.overrides import overrides
 from deployments.told import as_json as _as_json
 from deployments.told import print_json as _print_json
 from deployments.transfers import transfers
+from deployments.upkeep import register as register_upkeep
 
 if TYPE_CHECKING:
     from flows.transfer.job import TransferJob
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Take recordings off devices when a flight ends, and bring them verified to storage.",
 )  # fmt: skip
 app.add_typer(transfers, name="transfers")
+register_upkeep(app)
 app.add_typer(overrides, name="overrides")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]

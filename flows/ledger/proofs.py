@@ -149,6 +149,21 @@ class Proofs(Connections):
                 looked,
             )  # fmt: skip
 
+    def queue_again(self, run_id: str, proofs: Iterable[Proof]) -> set[int]:
+        """Have quarantined files sent again, whose source has them still; those that are still quarantined."""
+        check_moves([(State.QUARANTINED, State.QUEUED)])
+        moved: set[int] = set()
+        with self._write() as c:
+            for page in self._lock_ids(c, [proof.id for proof in proofs]):
+                now = now_ms()
+                moved |= set(c.execute(
+                    update(File).where(File.id.in_(page), File.state == State.QUARANTINED)
+                    .values(state=State.QUEUED, run_id=run_id, tries=0, next_attempt_at=None, journal=None, queued_at=now,
+                            updated_at=now)
+                    .returning(File.id)
+                ).scalars())  # fmt: skip
+        return moved
+
     # -- cleanup ------------------------------------------------------------------------------------------------------
 
     def claim_cleanup(

@@ -24,15 +24,25 @@ class Shift:
     """A context manager. A `dry` one writes nothing anywhere.
 
     `routes` are the job's ways in the ledger and `sessions` the destinations, in the same order. Raises ConfigError for
-    a job that was never run.
+    a job that was never run, and what `Storage.open` raises, of the source only unless it `source_may_be_away`.
     """
 
     source: Session
     sessions: list[Session]
 
-    def __init__(self, job: TransferJob, ledger: Ledger, *, dry: bool = False, flow_run_id: str | None = None):
+    def __init__(
+        self,
+        job: TransferJob,
+        ledger: Ledger,
+        *,
+        dry: bool = False,
+        flow_run_id: str | None = None,
+        source_may_be_away: bool = False,
+    ):
         self.job, self.ledger, self.dry = job, ledger, dry
         self.id = ""
+        self.source_is_away = False
+        self._source_may_be_away = source_may_be_away
         self.stop = threading.Event()
         self.summary: dict[str, Any] = {"job": job.name}
         self._flow_run_id = flow_run_id
@@ -48,7 +58,13 @@ class Shift:
 
     def __enter__(self) -> Self:
         with self._stack:
-            self.source = self._stack.enter_context(self.job.source.open())
+            try:
+                self.source = self._stack.enter_context(self.job.source.open())
+            except OnblockError as error:
+                if not self._source_may_be_away:
+                    raise
+                log.info("the source is away: %s", error)
+                self.source_is_away = True
             self.sessions = [self._stack.enter_context(d.open()) for d in self.job.destinations]
             if not self.dry:
                 self.ledger.recover()
