@@ -60,6 +60,7 @@ class Features:
     bulk_push: bool = False  # push() fills many uploads at once
     bulk_pull: bool = False  # pull() fetches many files at once, and read() of a small one is dear
     bulk_below: int = 256 << 10  # bytes; files of this size and more are not for push() and pull()
+    bulk_limits: bool = False  # push() and pull() keep to Session.limits
 
 
 class Reader(ABC):
@@ -138,6 +139,8 @@ class Session(ABC):
     """A live connection. A context manager; not shared between threads."""
 
     features: Features
+    limits: Callable[[], tuple[int | None, int | None]] | None = None
+    """Up and down at this moment, in bytes a second, None for unlimited, for what push() and pull() move."""
 
     @abstractmethod
     def scan(self, path: str = "", enter: Callable[[str], bool] = lambda folder: True) -> Iterator[FileInfo]:

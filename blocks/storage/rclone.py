@@ -121,7 +121,7 @@ class RcloneSession(Session):
         self._hashes = frozenset(about.get("Hashes") or ()) & hashlib.algorithms_available
         self.features = Features(
             atomic_rename=True, resume_read=True, staged_digest=True, server_checksums=tuple(sorted(self._hashes)),
-            parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20,
+            parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20, bulk_limits=True,
         )  # fmt: skip
         self._shown = daemon.roots.get(self.fs, True)
         if self.fs not in daemon.roots:
@@ -344,7 +344,7 @@ class RcloneSession(Session):
             upload.filled()
             return sha256
 
-        return self._many([lambda f=f: send(*f) for f in files], moved, stop)
+        return self._many([lambda f=f: send(*f) for f in files], moved, stop, 0)
 
     def pull(
         self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
@@ -362,7 +362,15 @@ class RcloneSession(Session):
                 return error
             return None
 
-        return self._many([lambda f=f: fetch(*f) for f in files], moved, stop)
+        return self._many([lambda f=f: fetch(*f) for f in files], moved, stop, 1)
+
+    def _limit(self, daemon: Daemon, direction: int | None) -> None:
+        """Make the daemon keep to our limit, if we have one; None ends it."""
+        if self.limits is None:
+            return
+        rate = None if direction is None else self.limits()[direction]
+        if (said := daemon.slow_down(id(self), rate)) and daemon.program.poll() is None:
+            self.call("core/bwlimit", "cannot limit the bandwidth", rate=said)
 
     def _copy(self, from_fs: str, path: str, to_fs: str, to: str, said: str) -> None:
         self.call(
@@ -370,9 +378,12 @@ class RcloneSession(Session):
             dstRemote=to, _config=_UNCONDITIONAL, _group=f"onblock-{id(self)}",
         )  # fmt: skip
 
-    def _many(self, jobs: list[Callable[[], Any]], moved: Callable[[int], object], stop: Event) -> list[Any]:
-        """The result of each job. Progress comes from the daemon's counters."""
+    def _many(
+        self, jobs: list[Callable[[], Any]], moved: Callable[[int], object], stop: Event, direction: int
+    ) -> list[Any]:
+        """The result of each job. Progress comes from the daemon's counters; of the limits, that of a direction holds."""
         told, group, daemon = 0, f"onblock-{id(self)}", self.daemon
+        self._limit(daemon, direction)
         pool = ThreadPoolExecutor(AT_ONCE)
         futures: list[Future[Any]] = [pool.submit(job) for job in jobs]
         waiting = set(futures)
@@ -381,6 +392,7 @@ class RcloneSession(Session):
                 _, waiting = wait(waiting, 0.3)
                 if stop.is_set():
                     raise Cancelled("the run was stopped")
+                self._limit(daemon, direction)
                 now = int(self.call("core/stats", "cannot ask for progress", group=group).get("bytes", 0))
                 if now > told:
                     moved(now - told)
@@ -394,6 +406,8 @@ class RcloneSession(Session):
             raise
         finally:
             pool.shutdown()
+            with contextlib.suppress(OnblockError):
+                self._limit(daemon, None)
         self.call("core/stats-delete", "cannot reset the counters", group=group)
         return [future.result() for future in futures]
 

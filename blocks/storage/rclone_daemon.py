@@ -167,6 +167,8 @@ class Daemon:
         self.users = 0
         self.locks = [threading.Lock() for _ in range(64)]  # no two threads decide about one final name at once
         self.roots: dict[str, bool] = {}  # seen to be there, and whether names are encoded there
+        self._limits: dict[int, int] = {}  # bytes a second, by who asked
+        self._limited = "off"
         _secrets.update(s for s in (password, *(m[1].strip() for m in _SECRET.finditer(config))) if len(s) > 3)
         self._folder = tempfile.mkdtemp(prefix="onblock-rclone-")  # mode 0700: who may enter it may command rclone
         self.socket = f"{self._folder}/rc"
@@ -214,6 +216,17 @@ class Daemon:
                 return
             time.sleep(0.005)  # it answers within 50-300 ms
         raise ToolMissing("rclone does not answer on a Unix socket", remedy="install rclone 1.65 or newer")
+
+    def slow_down(self, who: int, rate: int | None) -> str | None:
+        """What to tell it, now that somebody asks for at most so many bytes a second, or for nothing any more; None if
+        that is what it does. It has one limit for all: the strictest."""
+        with self._guard:
+            if rate is None:
+                self._limits.pop(who, None)
+            else:
+                self._limits[who] = rate
+            told, self._limited = self._limited, f"{min(self._limits.values())}B" if self._limits else "off"
+            return None if told == self._limited else self._limited
 
     def close(self) -> None:
         """End it. Nothing is under way then, so there is nothing to wait for."""

@@ -111,7 +111,7 @@ class RsyncSession(Session):
     features = Features(
         atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
         server_checksums=("md5", "sha1", "sha224", "sha256", "sha384", "sha512"), mtime_set=True, byte_names=True,
-        parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20,
+        parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20, bulk_limits=True,
     )  # fmt: skip
 
     def __init__(self, storage: RsyncStorage):
@@ -377,7 +377,9 @@ class RsyncSession(Session):
                 os.symlink(local, link)
             hashing = pool.submit(lambda: [None if stop.is_set() else _hashed(local, u) for local, u in mine])
             listed = b"".join(os.fsencode(f"./{upload.staged}\0") for _, upload in mine)
-            done = self._rsync([f"{farm}/", f"{HOST}:{self.root}/"], listed, moved, stop)
+            done = self._rsync(
+                [f"{farm}/", f"{HOST}:{self.root}/"], listed, moved, stop, self.limits and self.limits()[0]
+            )
             if done.code and done.code not in PER_FILE:
                 raise exit_failure(f"cannot send to {self.storage.address}", done)
             if done.code:
@@ -401,7 +403,9 @@ class RsyncSession(Session):
         beside = os.path.dirname(files[0][1])
         with tempfile.TemporaryDirectory(prefix=".onblock-pull-", dir=beside) as farm:
             listed = b"".join(os.fsencode(f"./{names.check_path(path)}\0") for path, _ in files)
-            done = self._rsync([f"{HOST}:{self.root}/", f"{farm}/"], listed, moved, stop)
+            done = self._rsync(
+                [f"{HOST}:{self.root}/", f"{farm}/"], listed, moved, stop, self.limits and self.limits()[1]
+            )
             if done.code and done.code not in PER_FILE:
                 raise exit_failure(f"cannot fetch from {self.storage.address}", done)
             now = self._versions([path for path, _ in files])
@@ -434,7 +438,10 @@ class RsyncSession(Session):
             return error
         return exit_failure("was not fetched", done, path)
 
-    def _rsync(self, ends: list[str], listed: bytes, moved: Callable[[int], object], stop: Event) -> Finished:
+    def _rsync(
+        self, ends: list[str], listed: bytes, moved: Callable[[int], object], stop: Event, limit: int | None
+    ) -> Finished:
+        """`limit` is in bytes a second, and stays what it is until this call has ended."""
         told = 0
 
         def line(text: bytes) -> None:
@@ -448,7 +455,8 @@ class RsyncSession(Session):
             find(self.storage.binary), "-e", rsh, "--secluded-args", "--files-from=-", "--from0", "--copy-links",
             "--times", "--omit-dir-times",
             "--chmod=D777,F666", "--inplace", "--whole-file", "--no-implied-dirs", "--info=progress2",
-            "--no-human-readable", "--outbuf=N", f"--timeout={max(1, round(self.storage.io_timeout))}", "--", *ends,
+            "--no-human-readable", "--outbuf=N", f"--timeout={max(1, round(self.storage.io_timeout))}",
+            *([f"--bwlimit={max(1, limit >> 10)}"] if limit else []), "--", *ends,
         ]  # fmt: skip
         environment = {**{k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")}, "LC_ALL": "C"}
         idle = self.storage.io_timeout * 1.25 + 1  # where rsync itself gives up, it says why

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Text, and_, delete, func, literal, select, tuple_, update
+from sqlalchemy import BigInteger, Text, and_, delete, func, literal, or_, select, tuple_, update
 
 from flows.ledger.models import Berth, Run
 from flows.ledger.runs import Runs
+
+DAY_MS = 86_400_000
 
 
 class Reserved(NamedTuple):
@@ -25,11 +27,13 @@ class Berths(Runs):
     """The berths of a ledger."""
 
     def moor(self, run_id: str, places: Sequence[str]) -> None:
-        """Enter a run at places. Berths of runs that have ended are cleared away."""
+        """Enter a run at places. Berths of runs that have ended are cleared away; of those that died, and may only have
+        slept, after a day."""
         with self._write() as c:
+            over = or_(Run.summary.is_not(None), Run.heartbeat_at < self._clock() - DAY_MS)
             ended = (
                 select(Berth.run_id, Berth.place)
-                .join(Run, Run.id == Berth.run_id).where(Run.ended_at.is_not(None), Run.id != run_id)
+                .join(Run, Run.id == Berth.run_id).where(Run.ended_at.is_not(None), over, Run.id != run_id)
                 .with_for_update(of=Berth, skip_locked=True)  # whom another clears away we leave to him
             )  # fmt: skip
             if gone := [tuple(r) for r in c.execute(ended)]:

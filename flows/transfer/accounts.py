@@ -14,6 +14,7 @@ from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
 from flows.transfer import pump, retry
 from flows.transfer.progress import Receipt
+from flows.transfer.reservations import Hold
 from flows.transfer.resume import Journal
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Leg, Shipment
@@ -50,6 +51,7 @@ class Accounts:
         self._resumed: set[int] = set()
         self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
         self._outcomes: list[Outcome] = []
+        self._holds: dict[int, tuple[str, Hold]] = {}  # by way: where room is reserved, and how much
         # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
         self._away: dict[int, NetworkError] = {}
 
@@ -135,6 +137,8 @@ class Accounts:
 
     def _write_down(self) -> None:
         """All outcomes in one transaction. A row that is no longer ours was taken by another run: what it writes counts."""
+        while self._holds:
+            self.run.room.release(*self._holds.popitem()[1])
         outcomes = self._outcomes
         written = self.run.ledger.finish(outcomes)
         self._outcomes = []  # only now: what could not be written is tried once more before the run gives up

@@ -20,9 +20,11 @@ from flows.ledger.wishes import Wish
 from flows.transfer.gate import Gate
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
+from flows.transfer.reservations import Reservations
 from flows.transfer.resume import JOURNAL_S
 from flows.transfer.scan import Scanned
 from flows.transfer.spool import Spool, clear_dead
+from flows.transfer.throttle import Throttle
 
 log = logging.getLogger("onblock.transfer")
 
@@ -62,6 +64,7 @@ class TransferRun:
         self.closing = False  # the listing is done: what has a low priority is due
         self.seconds = 0.0
         self.problems: list[str] = []
+        self.throttle: Throttle | None = None  # without limits, nobody asks for any
         self._flow_run_id = flow_run_id
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
@@ -88,6 +91,12 @@ class TransferRun:
                 None if self.target.manifest is None else self.ledger.manifest(storage.place(), self.target.manifest)
             )
             self.ways.append(Way(storage, route_id, manifest))
+        self.room = Reservations(self.ledger, self.id)
+        if job.bandwidth is not None:
+            places = [d.place() for d in job.destinations]
+            self.throttle = Throttle(job.bandwidth, job.zone(), job.source.place(), places, wait=self.stop.wait)
+            self.ledger.moor(self.id, self.throttle.places)
+            self._recount(self.throttle, due=True)
         context = contextvars.copy_context()  # whoever watches may want to know which flow run this is
         self._heart = threading.Thread(target=context.run, args=(self._beat,), name="onblock-heartbeat", daemon=True)
         self._heart.start()
@@ -123,11 +132,17 @@ class TransferRun:
             self.pool.close()
             raise
 
+    def _recount(self, throttle: Throttle, *, due: bool = False) -> None:
+        throttle.recount(lambda places: self.ledger.crowd(self.id, places), due=due)
+
     def _beat(self) -> None:
         last = time.monotonic()
         while not self._ended.wait(1.0):
             self.watcher.tick(self.meter)
             self.ask()
+            self.room.tell()
+            if self.throttle is not None:
+                self._recount(self.throttle)
             if time.monotonic() - last >= HEARTBEAT_S:
                 last = time.monotonic()
                 try:
@@ -147,6 +162,8 @@ class TransferRun:
         if not self.dry:
             self.spool.close()
             self.ledger.end_run(self.id, self.summary())
+            if self.throttle is not None or self.room.used:
+                self.ledger.unmoor(self.id)
 
     def summary(self) -> dict[str, Any]:
         """What became of the run, as `--json` prints it."""

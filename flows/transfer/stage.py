@@ -16,8 +16,10 @@ from flows.ledger.wishes import Wish
 from flows.transfer import bulk, pump
 from flows.transfer.accounts import SOURCE, Accounts, Staged
 from flows.transfer.job import Verify
+from flows.transfer.reservations import does_not_fit, needed
 from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
 from flows.transfer.shipment import Leg, discard_staged, staging_key
+from flows.transfer.throttle import Bucket, SlowReader
 from flows.transfer.verify import prove
 
 log = logging.getLogger("onblock.transfer")
@@ -37,7 +39,8 @@ class Staging(Accounts):
             for file, legs in self.shipment.items
             if (mine := [leg for leg in legs if leg.row_id in self._claims])
         ]
-        staged, todo = self._push(todo)
+        self._make_room(todo)
+        staged, todo = self._push([t for t in todo if t[1]])
         for file, legs in todo:
             reachable = []
             for leg in legs:
@@ -51,13 +54,34 @@ class Staging(Accounts):
                 staged += self._stage(file, reachable)
         return staged
 
+    def _make_room(self, todo: list[Todo]) -> None:
+        """Reserve room for the files at each destination, and take out what does not fit, before anything is written."""
+        room = self.run.room
+        for number, (way, session) in enumerate(zip(self.run.ways, self._sessions, strict=True)):
+            mine = [(file, legs, leg) for file, legs in todo for leg in legs if leg.way == number]
+            place = room.place(way.storage, session)
+            needs = [needed(f.size, unknown=self.job.unknown_size, there=self._there(f, leg)) for f, _, leg in mine]
+            hold, fits = room.take(place, needs, session.free_bytes)
+            self._holds[number] = place, hold
+            for (file, legs, leg), need, there in zip(mine, needs, fits, strict=True):
+                if there is not None:
+                    legs.remove(leg)
+                    self._fail(leg, does_not_fit(file.path, way.storage.place(), need, there), "write")
+
+    def _there(self, file: FileInfo, leg: Leg) -> int:
+        """Bytes of a file that an earlier attempt kept at the destination."""
+        if file.size < CHECKPOINT or not self._sessions[leg.way].features.resume_write:
+            return 0
+        kept = Journal.parse(self._claims[leg.row_id].journal)
+        return kept.checkpoints[-1][0] if kept is not None and kept.checkpoints else 0
+
     def _push(self, todo: list[Todo]) -> tuple[list[Staged], list[Todo]]:
         """Stage many small local files at once where the destination can; those, and what is to be sent singly."""
         if (
             self.run.held
             or len(todo) < bulk.MANY
             or len(self._sessions) > 1
-            or not self._sessions[0].features.bulk_push
+            or not bulk.may(self.run, self._sessions[0].features, "up")
         ):
             return [], todo
         session, source = self._sessions[0], self._source
@@ -79,7 +103,7 @@ class Staging(Accounts):
             self._counted.add(legs[0].row_id)
         staged: list[Staged] = []
         for (file, leg), (_, upload), sha256 in zip(
-            pushed, files, session.push(files, lambda n: self.run.meter.moved(0, n), self.run.stop), strict=True
+            pushed, files, bulk.push(self.run, session, files, [f.size for f, _ in pushed], self._pushed), strict=True
         ):
             if sha256 is None:
                 self._abort(leg.row_id)
@@ -92,6 +116,10 @@ class Staging(Accounts):
                 self._abort(leg.row_id)
                 rest.append((file, [leg]))
         return staged, rest
+
+    def _pushed(self, count: int) -> None:
+        self.run.meter.moved(0, count)
+        self._holds[0][1].wrote(count)
 
     def _begin(self, file: FileInfo, leg: Leg, *, anew: bool = False) -> Upload:
         """Begin to write a file, or go on with what an earlier attempt kept of a large one."""
@@ -140,7 +168,7 @@ class Staging(Accounts):
             return []
         open_legs: list[Leg] = []
         try:
-            with self._source.read(file.path) as reader:
+            with self._open(file, open_legs) as reader:
                 for leg in legs:
                     try:
                         self._begin(file, leg, anew=again)
@@ -175,21 +203,33 @@ class Staging(Accounts):
             staged += self._stage(file, mismatched, again=True)
         return staged
 
+    def _open(self, file: FileInfo, legs: list[Leg], offset: int = 0) -> Reader:
+        """The file at the source, as fast as the limits allow."""
+        reader = self._source.read(file.path, offset)
+        if self.run.throttle is None or bulk.is_fetched(self._source, file.path):
+            return reader
+
+        def wanted() -> bool:
+            self._heed(file, legs)
+            return bool(legs)
+
+        return SlowReader(reader, self.run.throttle.down, wanted)
+
     def _pump(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> str:
         """Bytes from the reader to the uploads, hashed on the way; their SHA-256. Legs that fail are taken out."""
         if file.size < pump.SMALL:
             chunk, sha256 = pump.small(reader)
             got = len(chunk)
-            self._write(chunk, legs)
+            self._write(chunk, file, legs)
         else:
             with ExitStack() as stack:
                 got, digest = self._go_on(reader, file, legs)
                 if got and self._far(self._source):
-                    reader = stack.enter_context(self._source.read(file.path, got))
+                    reader = stack.enter_context(self._open(file, legs, got))
                 self.run.meter.moved(0, got)
                 for chunk in pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256)):
                     self._heed(file, legs)
-                    self._write(chunk, legs)
+                    self._write(chunk, file, legs)
                     if not legs:
                         break
                     got += len(chunk)
@@ -256,13 +296,35 @@ class Staging(Accounts):
                     if leg.row_id not in self._claims:
                         legs.remove(leg)
 
-    def _write(self, chunk: memoryview, legs: list[Leg]) -> None:
+    def _write(self, chunk: memoryview, file: FileInfo, legs: list[Leg]) -> None:
+        if self.run.throttle is not None:
+            self._write_slowly(chunk, file, legs, self.run.throttle.up)
+            return
         for leg in tuple(legs):
-            try:
-                self._uploads[leg.row_id].write(chunk)
-            except OnblockError as error:
-                legs.remove(leg)
-                self._fail(leg, error, "write")
+            self._write_to(leg, chunk, legs)
+
+    def _write_slowly(self, chunk: memoryview, file: FileInfo, legs: list[Leg], buckets: list[Bucket]) -> None:
+        """A chunk in portions, each when it may pass. Who does not want the file any more is heard while it waits."""
+
+        def wanted(leg: Leg) -> bool:
+            self._heed(file, legs)
+            return leg in legs
+
+        while legs and len(chunk):
+            part = chunk[: min(buckets[leg.way].portion() for leg in legs)]
+            chunk = chunk[len(part) :]
+            for leg in tuple(legs):
+                buckets[leg.way].take(len(part), lambda leg=leg: wanted(leg))
+                if leg in legs:
+                    self._write_to(leg, part, legs)
+
+    def _write_to(self, leg: Leg, chunk: memoryview, legs: list[Leg]) -> None:
+        try:
+            self._uploads[leg.row_id].write(chunk)
+            self._holds[leg.way][1].wrote(len(chunk))
+        except OnblockError as error:
+            legs.remove(leg)
+            self._fail(leg, error, "write")
 
     def _check_stop(self, file: FileInfo) -> None:
         if self.run.stop.is_set():

@@ -56,7 +56,7 @@ class Bucket:
         self._lock = threading.Lock()
         self._at = clock()
         self._asked = self._allowed = 0.0  # bytes since the beginning
-        self.turn = threading.Lock()  # of what is sent at once by another program
+        self._turn = threading.Lock()
 
     def portion(self) -> int:
         """Bytes to ask for at a time, a multiple of 4096: small enough for an even flow."""
@@ -77,6 +77,17 @@ class Bucket:
         with self._lock:
             self._drain()
             self._asked += count
+
+    @contextmanager
+    def at_once(self, go_on: Callable[[], object]) -> Iterator[None]:
+        """The turn of a program that moves many files and keeps to the limit by itself: one at a time. What `go_on`
+        raises ends the wait for it."""
+        while not self._turn.acquire(timeout=LOOK_S):
+            go_on()
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def _left(self, mine: float) -> float:
         """Seconds, at the present rate, until all bytes before `mine` may have passed."""
@@ -156,18 +167,6 @@ class Throttle:
         when = self._today(self.zone)
         edge = changes_at(self.timetable, when)
         return edge is None or edge.astimezone(UTC) - when.astimezone(UTC) > EDGE
-
-    @staticmethod
-    @contextmanager
-    def turn(bucket: Bucket, go_on: Callable[[], object]) -> Iterator[Callable[[int], None]]:
-        """The turn of a program that keeps to `limits` by itself, to be told the bytes that it moved. What `go_on` raises
-        ends the wait for it."""
-        while not bucket.turn.acquire(timeout=LOOK_S):
-            go_on()
-        try:
-            yield bucket.passed
-        finally:
-            bucket.turn.release()
 
 
 class SlowReader(Reader):

@@ -57,14 +57,18 @@ def test_the_dead_do_not_count(ledger: Ledger, how: Callable[[Ledger, str], obje
 
 
 def test_berths_of_those_who_ended_are_cleared_away(ledger: Ledger) -> None:
-    one, two, three = (begin(ledger) for _ in range(3))
-    for run in (one, two, three):
+    runs = one, long_dead, alive, asleep = [begin(ledger) for _ in range(4)]
+    for run in runs:
         ledger.moor(run, [HERE, "there"])
     ledger.end_run(one, {})
-    killed(ledger, two)
+    elsewhere(ledger, asleep, silent_s=61)
+    elsewhere(ledger, long_dead, silent_s=86_461)
     ledger.recover()
     ledger.moor(begin(ledger), [])
-    assert berths(ledger).keys() == {(three, HERE), (three, "there")}
+    assert {run for run, _ in berths(ledger)} == {alive, asleep}
+    assert ledger.crowd(alive, [HERE]) == {HERE: 1}
+    ledger.heartbeat(asleep)
+    assert ledger.crowd(alive, [HERE]) == {HERE: 2}, "it had only slept"
 
 
 # -- reservations ---------------------------------------------------------------------------------------------------
