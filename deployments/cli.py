@@ -33,7 +33,6 @@ app = typer.Typer(
     help="Take recordings off devices when a flight ends, and bring them verified to storage.",
 )  # fmt: skip
 app.add_typer(transfers, name="transfers")
-register_upkeep(app)
 app.add_typer(overrides, name="overrides")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]
@@ -188,6 +187,9 @@ def verify(job_file: JobFile, as_json: Json = False) -> None:
         if any(r.damaged for r in results.values()):
             print(f"`onblock transfers retry --job {job.name} --state QUARANTINED` has them sent again by the next run")
     raise typer.Exit(1 if bad else 0)
+
+
+register_upkeep(app)
 
 
 # -- the machine ----------------------------------------------------------------------------------------------------

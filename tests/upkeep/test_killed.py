@@ -1,0 +1,207 @@
+"""kill -9 before every single step of a cleanup, and two cleanups at once. Nothing is lost, and the next one ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blocks.storage import LocalStorage
+from flows.ledger import Ledger
+from flows.upkeep.clean import clean
+from flows.upkeep.scrub import scrub
+from tests.upkeep.conftest import Yard
+from tests.upkeep.test_by_mistake import WatchedStorage
+
+BACKUP = {"action": "backup", "backup_folder": "old"}
+fork = multiprocessing.get_context("fork")
+
+
+def in_a_process(work: Callable[[], object]) -> Any:
+    """A child that does it, and ends without a word."""
+
+    def call() -> None:
+        code = 3
+        try:
+            work()
+            code = 0
+        finally:
+            if code:
+                traceback.print_exc()
+            os._exit(code)
+
+    child = fork.Process(target=call)
+    child.start()
+    return child
+
+
+def code_of(child: Any) -> int:
+    child.join(60)
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+class Steps:
+    """Counts the steps at both storages, and kills the process before the n-th."""
+
+    def __init__(self, fatal: int):
+        self.fatal, self.count = fatal, 0
+
+    def hook(self, step: str, path: str) -> None:
+        self.count += 1
+        if self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+CONTENT = {"DCIM/a": b"take one", "DCIM/b": b"take two", "c": b"take three"}
+
+
+def whole(yard: Yard) -> None:
+    """Every file is whole at the archive; and at the source it is whole, hidden or not, in the backup, or gone."""
+    assert yard.files() == CONTENT
+    for path in yard.on_card():
+        assert (yard.card / path).read_bytes() in CONTENT.values()
+
+
+@pytest.mark.parametrize("cleanup", [{"action": "delete"}, BACKUP], ids=["delete", "backup"])
+def test_killed_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cleanup: dict[str, Any]) -> None:
+    fatal, aside, kills = 0, 0, 0
+    folder = tmp_path / "yard"
+    folder.mkdir()
+    yard = Yard(folder)
+    yard.keys["cleanup"] = cleanup
+    for path, content in CONTENT.items():
+        yard.put(path, content)
+    yard.proven()
+    home = Path(os.environ["ONBLOCK_HOME"])
+    saved = {p.name: p.read_bytes() for p in home.glob("ledger.db*")}
+    while True:
+        fatal += 1
+        for path, content in CONTENT.items():
+            yard.put(path, content)
+        for name in list(home.glob("ledger.db*")):
+            name.unlink()
+        for name, data in saved.items():
+            (home / name).write_bytes(data)
+        for path in yard.on_card() - set(CONTENT):
+            (yard.card / path).unlink()
+        steps = Steps(fatal)
+
+        def work(steps: Steps = steps) -> None:
+            clean(yard.job(
+                source=WatchedStorage.at(yard.card, steps.hook), destinations=[WatchedStorage.at(yard.archive, steps.hook)]
+            ))  # fmt: skip
+
+        code = code_of(in_a_process(work))
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        whole(yard)
+        aside += any(".onblock-" in p for p in yard.on_card())
+        summary = yard.clean()
+        assert summary["damaged"] == summary["unverified"] == 0, summary
+        whole(yard)
+        assert yard.states() == ["CLEANED"] * 3, fatal
+        if cleanup is BACKUP:
+            assert {p: (yard.card / p).read_bytes() for p in yard.on_card()} == {
+                f"old/{p}": c for p, c in CONTENT.items()
+            }
+            assert yard.rows("journal") == [f"old/{p}" for p in sorted(CONTENT)]
+        else:
+            assert yard.on_card() == set()
+        if code == 0:
+            break
+    print(f"{kills} kills, in {aside} of them a file was aside")
+    assert kills > 25
+    assert (aside > 2) == (cleanup is not BACKUP)
+
+
+def test_two_cleanups_at_once(yard: Yard) -> None:
+    """Of each file one of them takes care; a scrub and a run of the job go on beside them."""
+    for n in range(60):
+        yard.put(f"{n}", b"%d" % n)
+    yard.proven()
+
+    def work() -> None:
+        clean(yard.job())
+
+    children = [in_a_process(work) for _ in range(3)]
+    children.append(in_a_process(lambda: scrub(yard.job(), part="1/1")))
+    children.append(in_a_process(yard.deliver))
+    assert [code_of(child) for child in children] == [0] * 5
+    yard.clean()
+    assert yard.on_card() == set()
+    assert yard.states() == ["CLEANED"] * 60
+    assert len(yard.files()) == 60
+    with Ledger.open() as ledger:
+        assert {r["attempt"] for r in ledger.files()} == {2}, "one delivery and one cleanup each"
+
+
+def test_one_stops_and_another_takes_over(yard: Yard) -> None:
+    """A cleanup that is held up with a file in hand, and taken for dead by its lease, can change nothing any more."""
+    for n in range(3):
+        yard.put(f"{n}", b"%d" % n)
+    yard.proven()
+    seen: list[str] = []
+
+    def take_over(step: str, path: str) -> None:
+        if step == "checksum" and not seen:
+            seen.append(path)
+            with Ledger.open() as ledger, ledger.engine.begin() as c:
+                from sqlalchemy import update
+
+                from flows.ledger.models import File, Run
+
+                c.execute(update(Run).values(ended_at=1))
+                held = [r["id"] for r in ledger.files() if r["state"] == "CLEANUP_ELIGIBLE"]
+                assert len(held) == 3
+                c.execute(update(File).values(attempt=File.attempt + 1, run_id="another"))
+
+    from flows.upkeep import remove
+
+    before, remove.SURE_S = remove.SURE_S, 0.0
+    try:
+        summary = yard.clean(source=WatchedStorage.at(yard.card, take_over))
+    finally:
+        remove.SURE_S = before
+    assert summary["cleaned"] == 0
+    assert "taken it over" in summary["files"]["kept"][0]["why"]
+    assert yard.on_card() == {"0", "1", "2"}
+    assert set(yard.states()) == {"CLEANUP_ELIGIBLE"}
+    assert yard.clean()["cleaned"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end(yard: Yard, number: signal.Signals) -> None:
+    """What it has done is written down, the rest is as before."""
+    from deployments import interrupt
+
+    for n in range(3):
+        yard.put(f"{n}", b"%d" % n)
+    yard.proven()
+    count: list[str] = []
+
+    def hook(step: str, path: str) -> None:
+        if step == "delete":
+            count.append(path)
+            if len(count) == 2:
+                os.kill(os.getpid(), number)
+
+    def work() -> None:
+        interrupt.listen()
+        try:
+            clean(yard.job(source=WatchedStorage.at(yard.card, hook)))
+        except SystemExit as end:
+            os._exit(int(str(end.code)))
+
+    assert code_of(in_a_process(work)) == 128 + number
+    assert sorted(yard.states()) == ["CLEANED", "VERIFIED", "VERIFIED"]
+    assert len(yard.on_card()) == 2
+    assert not any(".onblock" in p for p in yard.on_card())
+    assert yard.clean()["cleaned"] == 2
+    assert isinstance(yard.job().source, LocalStorage)
