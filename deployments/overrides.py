@@ -34,7 +34,7 @@ def add(
     from flows.ledger import Ledger
     from flows.transfer.gate import override
 
-    until = None if expires is None else _moment(expires)
+    until = None if expires is None else moment(expires)
     with Ledger.open() as ledger:
         made = override(ledger, _job(job), rule, pattern, who=getpass.getuser()[:100], why=why, expires_at=until)
     if as_json:
@@ -99,7 +99,7 @@ def _job(given: str) -> TransferJob | str:
     return load_job(given)
 
 
-def _moment(given: str) -> int:
+def moment(given: str) -> int:
     """ms since the epoch, from a duration from now on, or a date and time of this machine's zone."""
     from pydantic import TypeAdapter, ValidationError
 

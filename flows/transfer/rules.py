@@ -6,7 +6,6 @@ Which of them a job asks for is in `gate_settings.py`; what follows from a findi
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
@@ -76,7 +75,7 @@ def reserved(path: str) -> str | None:
 
 def too_long(path: str, soft: int | None, hard: int | None) -> tuple[Tier, str] | None:
     """A path of more than `soft` characters, or more than `hard` bytes."""
-    if hard is not None and 4 * len(path) > hard and (size := len(os.fsencode(path))) > hard:
+    if hard is not None and 4 * len(path) > hard and (size := len(path.encode("utf-8", "replace"))) > hard:
         return Tier.HARD, f"its path is {size} bytes long, {hard} is the most"
     if soft is not None and len(path) > soft:
         return Tier.SOFT, f"its path is {len(path)} characters long, {soft} is the most"
