@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -527,3 +529,27 @@ def test_a_rule_of_the_job_s_own_is_known_once_it_has_found_something(bench: Ben
     assert "no-b: its path holds 'b'" in row_of("b.mp4")["message"]
     allow("job", "no-b", "**")
     assert bench.run(gate=gate)["delivered"] == 1
+
+
+def test_the_example_in_the_readme(bench: Bench) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```yaml\n(# added to card.yaml\ngate:.+?)```", readme, re.DOTALL)
+    gate = yaml.safe_load(example)["gate"]
+    for name in (
+        "DCIM/{flight}.mp4",
+        "DCIM/{flight}.json",
+        "{{ x }}.csv",
+        "CON.csv",
+        "1.jpg",
+        "MAP_1.jpg",
+        "a.mp4",
+        "Test.csv",
+    ):
+        bench.put(name)
+    bench.run(gate=gate, name="card")
+    with Ledger.open() as ledger:
+        blocked = {r["path"]: r["message"] for r in ledger.files(states=[State.BLOCKED])}
+    assert blocked.keys() == {"DCIM/{flight}.mp4", "DCIM/{flight}.json", "{{ x }}.csv", "1.jpg", "a.mp4", "Test.csv"}
+    assert "this is a test recording" in blocked["Test.csv"]
+    allow("card", "placeholder", "DCIM/*.mp4")
+    assert bench.run(gate=gate, name="card")["delivered"] == 1
