@@ -53,6 +53,7 @@ from blocks.storage.posix import (
     sync_filesystems,
     sync_folder,
 )  # fmt: skip
+from blocks.storage.trail import Trail
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
@@ -506,6 +507,10 @@ class LocalReader(Reader):
             self.fd = -1
 
 
+TRAILED = 8 << 20
+"""Bytes from which a file is read back while it is written."""
+
+
 class LocalUpload(Upload):
     """One file under its temporary name."""
 
@@ -518,6 +523,8 @@ class LocalUpload(Upload):
         self._direct, self._resume = direct, resume
         self._durable = self._sealed = False
         self._sha256: str | None = None
+        self._trail: Trail | None = None
+        self._written = 0
 
     @property
     def folder(self) -> str:
@@ -550,8 +557,27 @@ class LocalUpload(Upload):
                         raise
                     continue  # the tail of a file, or a buffer that is not aligned: through the cache then
                 view = view[written:]
+                self._follow(written)
         except OSError as error:
             raise os_failure(error, "cannot write it", self.path) from error
+
+    def _follow(self, written: int) -> None:
+        """A large file that passes the cache by is read back while it is written."""
+        if self.size < TRAILED or not self._direct or self._resume:
+            return
+        if not self._written:
+            with contextlib.suppress(
+                OSError
+            ):  # may be written past the cache and not read so: then it is read at the end
+                self._trail = Trail(self.staged)
+        self._written += written
+        if self._trail is not None and self._written % BLOCK == 0:  # the tail may go through the cache
+            self._trail.reached(self._written)
+
+    def _end_trail(self) -> None:
+        trail, self._trail = self._trail, None
+        if trail is not None:
+            trail.drop()
 
     def digest(self, *, fresh: bool = False) -> str | None:
         if self._sha256 is not None and not fresh:
@@ -559,6 +585,11 @@ class LocalUpload(Upload):
         if self._fd < 0:
             self._resume = self._sealed
             self.open()
+        trail, self._trail = self._trail, None
+        if trail is not None and (found := trail.finish()) is not None and not fresh:
+            digest, at = found
+            self._read_back(digest.update, at)
+            return digest.hexdigest()
         if not fresh and not self._direct:  # a small file is read back with one call
             buffer = self._session.buffer
             try:
@@ -570,6 +601,11 @@ class LocalUpload(Upload):
         return super().digest(fresh=fresh)
 
     def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
+        self._end_trail()
+        self._read_back(update, 0, fresh=fresh)
+        return True
+
+    def _read_back(self, update: Callable[[memoryview], object], start: int, *, fresh: bool = False) -> None:
         try:
             if fresh:
                 os.fdatasync(self._fd)
@@ -577,14 +613,15 @@ class LocalUpload(Upload):
             if self._direct:  # the tail went through the cache; what is read back should not
                 os.fdatasync(self._fd)
                 fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | os.O_DIRECT)
-            os.lseek(self._fd, 0, os.SEEK_SET)
+            os.lseek(self._fd, start, os.SEEK_SET)
             _feed(LocalReader(self.path, self.staged, self._fd), self._session.buffer, update)
             self._go_on_at(os.lseek(self._fd, 0, os.SEEK_END))
         except OSError as error:
             raise os_failure(error, "cannot read it back", self.path) from error
-        return True
 
     def rewind(self, offset: int) -> int:
+        self._end_trail()
+        self._resume = True  # what lies there is not all ours
         try:
             os.ftruncate(self._fd, offset)
             os.lseek(self._fd, offset, os.SEEK_SET)
@@ -599,6 +636,7 @@ class LocalUpload(Upload):
             clear_direct(self._fd)
 
     def seal(self) -> None:
+        self._end_trail()
         if self._fd < 0 and not self._sealed:
             self.open()  # an empty file, never written
         self._sealed = True
