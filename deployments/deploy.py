@@ -58,6 +58,34 @@ def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> N
         "schedules": [job.schedule.model_dump()] if job.schedule else [],
     }  # fmt: skip
     deploy(client, entry, report)
+    _deploy_upkeep(client, job, entry["parameters"], report)
+
+
+def _deploy_upkeep(client: SyncPrefectClient, job: TransferJob, parameters: dict[str, Any], report: Report) -> None:
+    """What the job says about its files after delivery, as `clean/<job>`, `retention/<job>` and `scrub/<job>`. What it
+    no longer says is not left to run on its old schedule."""
+    from prefect.exceptions import ObjectNotFound
+
+    from flows.transfer.aftercare import Action
+
+    for name, wanted, schedule in (
+        ("clean", job.cleanup.action is not Action.OFF, job.cleanup.schedule),
+        ("retention", job.retention is not None, job.retention and job.retention.schedule),
+        ("scrub", job.scrub.schedule is not None, job.scrub.schedule),
+    ):
+        if wanted:
+            deploy(client, {
+                "name": job.name, "entrypoint": f"flows.upkeep.flow.{name}", "tags": ["onblock"], "parameters": parameters,
+                "schedules": [schedule.model_dump()] if schedule else [],
+            }, report)  # fmt: skip
+            continue
+        try:
+            found = client.read_deployment_by_name(f"{name}/{job.name}")
+        except ObjectNotFound:
+            continue
+        if str(found.version).startswith("onblock-"):
+            client.delete_deployment(found.id)
+            report.changed.append(f"deployment {name}/{job.name}, which the job no longer asks for, is removed")
 
 
 def block_name(job: str, role: str) -> str:
