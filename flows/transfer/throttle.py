@@ -93,7 +93,8 @@ class Bucket:
         """Seconds, at the present rate, until all bytes before `mine` may have passed."""
         with self._lock:
             now = self._drain()
-            return 0.0 if now is None else max(0.0, (mine - self._allowed) / now)
+            short = mine - self._allowed
+            return 0.0 if now is None or short < 1 else short / now  # less than a byte is an error of rounding
 
     def _drain(self) -> float | None:
         at, now = self._clock(), self._limit()

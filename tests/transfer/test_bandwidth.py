@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import select
 
-from blocks.errors import ConfigError
+from blocks.errors import Cancelled, ConfigError, NetworkError
+from blocks.storage import RcloneStorage, RsyncStorage
+from flows.ledger import Ledger
+from flows.ledger.models import Berth
+from flows.ledger.wishes import Wish
+from flows.transfer import senders
 from flows.transfer.bandwidth import DAYS, Limit, Timetable, Window, changes_at, limit_at, rate
 from flows.transfer.job import load_job
+from flows.transfer.run import TransferRun
+from flows.transfer.story import carry_out, deliver_shipment
+from flows.transfer.throttle import BURST_S, COUNT_S, LOOK_S, Bucket, Throttle
+from tests.faults.breaking import BreakingStorage
+from tests.servers.sshd import Sshd
 from tests.transfer.conftest import Bench
 
 MIB = 1 << 20
@@ -249,3 +267,370 @@ def test_a_timetable_that_never_changes() -> None:
     assert changes_at(table(w("mon-sun", "00:00-24:00", up="1 MB")), datetime(2026, 3, 29, tzinfo=BERLIN)) is None
     with pytest.raises(ValidationError):
         table()
+
+
+# -- buckets, on a clock of their own -------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes when somebody waits for it, for any number of threads."""
+
+    def __init__(self) -> None:
+        self.now, self._lock = 1000.0, threading.Lock()
+        self.at: dict[float, Callable[[], object]] = {}  # what happens at a moment
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        with self._lock:
+            self.waits.append(seconds)
+            self.now += seconds
+            for moment in [m for m in self.at if m <= self.now]:
+                self.at.pop(moment)()
+
+
+def bucket(clock: Clock, limit: Callable[[], float | None] | float | None) -> Bucket:
+    return Bucket(limit if callable(limit) else lambda: limit, clock, clock.wait)
+
+
+def test_a_second_lets_pass_what_the_limit_says() -> None:
+    clock = Clock()
+    one = bucket(clock, MIB)
+    for _ in range(100):
+        one.take(MIB // 4)
+    assert clock.now - 1000 == pytest.approx(25, abs=0.3)
+
+
+def test_a_pause_is_not_saved_up() -> None:
+    clock = Clock()
+    one = bucket(clock, MIB)
+    clock.now += 3600
+    before = clock.now
+    one.take(10 * MIB)
+    assert clock.now - before == pytest.approx(10, abs=0.3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4 * MIB), st.floats(0, 5)), min_size=1, max_size=40), st.integers(1000, 10 * MIB)
+)
+def test_never_more_than_the_limit_in_any_stretch_of_time(asked: list[tuple[int, float]], limit: int) -> None:
+    clock = Clock()
+    one = bucket(clock, limit)
+    passed: list[tuple[float, float, int]] = []
+    for count, pause in asked:
+        clock.now += pause
+        before = clock.now
+        one.take(count)
+        passed.append((before, clock.now, count))
+    for i, (_, first, _) in enumerate(passed):
+        total = 0
+        for _, last, count in passed[i + 1 :]:
+            total += count
+            assert total <= (last - first) * limit + limit * BURST_S + 1
+
+
+def test_the_limit_changes_while_somebody_waits() -> None:
+    clock = Clock()
+    now: list[float | None] = [1000.0]
+    one = bucket(clock, lambda: now[0])
+    clock.at = {1010.0: lambda: now.__setitem__(0, 10_000.0)}
+    one.take(50_000)
+    assert clock.now - 1000 == pytest.approx(10 + 4, abs=0.6)
+    clock.at = {clock.now + 2: lambda: now.__setitem__(0, None)}
+    before = clock.now
+    one.take(10**9)
+    assert clock.now - before == pytest.approx(2, abs=LOOK_S)
+    one.take(10**12)
+    assert clock.now - before == pytest.approx(2, abs=LOOK_S)
+
+
+def test_whoever_waits_is_asked_four_times_a_second() -> None:
+    clock = Clock()
+    asked: list[float] = []
+
+    def wanted() -> bool:
+        asked.append(clock.now)
+        return clock.now < 1060
+
+    bucket(clock, 1000.0).take(10**9, wanted)
+    assert clock.now == pytest.approx(1060, abs=LOOK_S)
+    assert max(b - a for a, b in itertools.pairwise(asked)) <= LOOK_S
+    with pytest.raises(Cancelled):
+        bucket(clock, 1000.0).take(10**9, lambda: (_ for _ in ()).throw(Cancelled("stop")))
+
+
+def test_threads_share_a_bucket() -> None:
+    clock = Clock()
+    one = bucket(clock, MIB)
+    with ThreadPoolExecutor(8) as threads:
+        for future in [threads.submit(lambda: [one.take(MIB // 8) for _ in range(20)]) for _ in range(8)]:
+            future.result()
+    # time passes for all of them whenever one waits: so they pass sooner than one alone, and never faster than allowed
+    assert clock.now - 1000 >= 20 - BURST_S - 0.01
+
+
+def test_what_a_program_moved_is_waited_for() -> None:
+    clock = Clock()
+    one = bucket(clock, MIB)
+    one.passed(20 * MIB)
+    one.take(MIB)
+    assert clock.now - 1000 == pytest.approx(21, abs=0.3)
+
+
+@pytest.mark.parametrize("limit", [100.0, 50_000.0, float(MIB), 1e9])
+def test_portions_are_small_and_whole_pages(limit: float) -> None:
+    portion = bucket(Clock(), limit).portion()
+    assert portion % 4096 == 0 and portion <= max(4096, limit / 8)
+
+
+# -- who shares, and since when -------------------------------------------------------------------------------------------
+
+
+class Day:
+    """A throttle on a clock of its own, whose calendar goes with it."""
+
+    def __init__(self, timetable: Timetable, begins: str = "2026-03-04 07:59:00"):
+        self.clock = Clock()
+        self.begins = datetime.fromisoformat(begins).replace(tzinfo=BERLIN)
+        self.throttle = Throttle(
+            timetable, BERLIN, "sftp://camera", ["sftp://nas"], clock=self.clock, wait=self.clock.wait, today=self.today
+        )
+
+    def today(self, zone: ZoneInfo) -> datetime:
+        return (self.begins.astimezone(UTC) + timedelta(seconds=self.clock.now - 1000)).astimezone(zone)
+
+
+OFFICE = table(w("mon-fri", "08:00-18:00", up="8 MB", down="4 MB"))
+
+
+def test_a_share_is_a_half_until_somebody_has_counted() -> None:
+    throttle = Day(table(up="8 MB", down="4 MB")).throttle
+    assert throttle.limits() == (4_000_000, 2_000_000)
+    throttle.recount(lambda places: {p: 4 if p == "up sftp://nas" else 1 for p in places}, due=True)
+    assert throttle.limits() == (2_000_000, 4_000_000)
+
+
+def test_the_last_count_stays_while_the_ledger_is_away() -> None:
+    day = Day(table(up="8 MB"))
+    calls: list[float] = []
+
+    def count(places: Sequence[str]) -> dict[str, int]:
+        calls.append(day.clock.now)
+        if len(calls) > 1:
+            raise NetworkError("the ledger does not answer")
+        return dict.fromkeys(places, 4)
+
+    day.throttle.recount(count, due=True)
+    for _ in range(60):
+        day.clock.now += 1
+        day.throttle.recount(count)
+    assert day.throttle.limits() == (2_000_000, None)
+    assert len(calls) == 1 + 60 // COUNT_S, "it is asked every few seconds"
+
+
+def test_an_edge_takes_effect_within_a_second_or_two() -> None:
+    """In the middle of one large file: bytes are counted against the virtual clock."""
+    day = Day(OFFICE)
+    day.throttle.recount(lambda places: dict.fromkeys(places, 1), due=True)
+    one = day.throttle.up[0]
+    one.take(10**12)
+    assert day.clock.now == 1000, "unlimited at 7:59"
+    day.clock.now += 58
+    assert one.portion() > 10**12
+    day.clock.now += 3
+    passed = 0
+    while day.clock.now < 1000 + 60 + 30:
+        part = min(one.portion(), 4 * MIB)
+        one.take(part)
+        passed += part
+    assert 28 * 8_000_000 <= passed <= 30.5 * 8_000_000
+
+
+def test_what_cannot_be_slowed_down_does_not_begin_before_an_edge() -> None:
+    day = Day(OFFICE, "2026-03-04 07:00:00")
+    assert day.throttle.free("up") and day.throttle.free("down")
+    day.clock.now += 59 * 60 + 1
+    assert not day.throttle.free("up")
+    day.clock.now += 120
+    assert not day.throttle.free("up")
+    assert Day(table(down="1 MB")).throttle.free("up")
+
+
+# -- whole jobs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Runs wait for bandwidth on a clock of their own."""
+    clock = Clock()
+    real = Throttle.__init__
+
+    def init(self: Throttle, *args: Any, **options: Any) -> None:
+        real(self, *args, **(options | {"clock": clock, "wait": clock.wait}))
+
+    monkeypatch.setattr(Throttle, "__init__", init)
+    return clock
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_job_between_local_folders_keeps_to_its_limit(bench: Bench, clock: Clock, way: str) -> None:
+    files = {f"s{n}": bytes([n]) * 20_000 for n in range(50)} | {"large": random.Random(1).randbytes(9 * MIB + 5)}
+    for path, content in files.items():
+        bench.put(path, content)
+    summary = bench.run(bandwidth={way: "1 MiB"}, shipping={"at_once": 1})
+    assert (summary["delivered"], summary["failed"]) == (51, 0)
+    assert bench.files() == files
+    bench.check_manifest()
+    assert clock.now - 1000 >= sum(map(len, files.values())) / MIB - BURST_S - 1
+    assert max(clock.waits) <= LOOK_S
+
+
+def test_without_limits_nobody_waits(bench: Bench, clock: Clock) -> None:
+    bench.put("large", bytes(9 * MIB))
+    job = bench.job()
+    with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+        assert run.throttle is None
+        assert carry_out(run, senders.Here(run, deliver_shipment))["delivered"] == 1
+    assert bench.run(name="other", bandwidth={"up": "off"})["adopted"] == 1
+    assert clock.now == 1000
+
+
+@pytest.mark.parametrize("wish", [Wish.PAUSE, Wish.CANCEL])
+def test_a_wish_is_heard_while_a_file_waits(bench: Bench, clock: Clock, wish: Wish) -> None:
+    bench.put("large", random.Random(1).randbytes(40 * MIB))
+    to = BreakingStorage.at(bench.archive)
+    job = bench.job(destinations=[to], bandwidth={"up": "1 MiB"})
+    with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+
+        def want() -> None:
+            ledger.grant(wish, ledger.choose(job="job"), who="me")
+            run.ask()
+            clock.at = {}
+
+        clock.at = {1020.5: want}
+        summary = carry_out(run, senders.Here(run, deliver_shipment))
+    assert summary["delivered"] == 0
+    assert 1020 <= clock.now <= 1022
+    assert to.cable.written <= 21 * MIB
+    assert len(bench.files()) == (1 if wish is Wish.PAUSE else 0)
+    if wish is Wish.PAUSE:
+        with Ledger.open() as ledger:
+            ledger.grant(Wish.RESUME, ledger.choose(job="job"), who="me")
+        assert bench.run(destinations=[to])["delivered"] == 1
+        assert to.cable.written < 40 * MIB + 10 * MIB, "it went on where it was"
+
+
+def test_a_run_that_is_stopped_does_not_wait(bench: Bench, clock: Clock) -> None:
+    bench.put("large", bytes(40 * MIB))
+    job = bench.job(bandwidth={"up": "1 MiB"})
+    with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+        clock.at = {1005.0: run.stop.set}
+        with pytest.raises(Cancelled):
+            carry_out(run, senders.Here(run, deliver_shipment))
+    assert clock.now <= 1007
+
+
+def test_runs_at_one_place_share_its_limit(bench: Bench) -> None:
+    """Each has its n-th part while it runs, and what it held is free when it has ended."""
+    job = bench.job(bandwidth={"up": "8 MB"})
+    with Ledger.open() as ledger:
+        with TransferRun(job, ledger) as one:
+            assert one.throttle is not None and one.throttle.limits() == (8_000_000, None)
+            with TransferRun(bench.job(name="other", bandwidth={"up": "8 MB"}), ledger) as two:
+                assert two.throttle is not None and two.throttle.limits() == (4_000_000, None)
+                one._recount(one.throttle, due=True)
+                assert one.throttle.limits() == (4_000_000, None)
+            one._recount(one.throttle, due=True)
+            assert one.throttle.limits() == (8_000_000, None)
+        with ledger.engine.begin() as c:
+            assert c.execute(select(Berth.place)).all() == []
+
+
+# -- rclone and rsync are told --------------------------------------------------------------------------------------------
+
+
+def commands() -> set[str]:
+    """The command lines of the machine's processes."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.add(entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
+    return found
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_rsync_gets_the_limit(bench: Bench, sshd: Sshd, way: str) -> None:
+    """Seen on the command line of the real program while it runs; to the far end it passes its options unseen."""
+    info = sshd.info
+    far = lambda folder: RsyncStorage(  # noqa: E731
+        host=info["host"], port=info["port"], user=info["user"], key_file=info["key"], known_hosts=info["known_hosts"],
+        root=str(folder),
+    )  # fmt: skip
+    for n in range(20):
+        bench.put(f"f{n:02}", bytes([n]) * 100_000)
+    ends = {"destinations": [far(bench.archive)]} if way == "up" else {"source": far(bench.card)}
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            seen.update(c for c in commands() if "--bwlimit" in c)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        summary = bench.run(**ends, bandwidth={way: "2000 KiB"}, shipping={"at_once": 1})
+    finally:
+        done.set()
+        watcher.join()
+    assert (summary["delivered"], summary["failed"]) == (20, 0)
+    assert bench.files().keys() == {f"f{n:02}" for n in range(20)}
+    ours = [c for c in seen if c.rstrip("/ ").endswith(str(bench.archive)) or f":{bench.card}/ " in c]
+    assert ours and all(" --bwlimit=2000 -- " in c for c in ours), seen
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_rclone_gets_the_limit_and_its_changes(bench: Bench, rclone_disk: SecretStr, way: str) -> None:
+    """The daemon itself says what it keeps to: at the beginning, after a change in mid-way, and afterwards."""
+    for n in range(12):
+        bench.put(f"f{n:02}", bytes([n]) * 300_000)
+    storage = RcloneStorage(remote="disk", root=str(bench.archive if way == "up" else bench.card), config=rclone_disk)
+    now: list[int | None] = [1_000_000]
+    said: list[int] = []
+    with storage.open() as session:
+        ask = lambda: session.call("core/bwlimit", "cannot ask")["bytesPerSecond"]  # noqa: E731
+        direction = 0 if way == "up" else 1
+        session.limits = lambda: (now[0], None) if way == "up" else (None, now[0])
+
+        def moved(count: int) -> None:
+            said.append(ask())
+            now[0] = 3_000_000
+
+        if way == "up":
+            pairs = [
+                (str(bench.card / f"f{n:02}"), session.upload(f"f{n:02}", 300_000, key="k", mtime_ns=None))
+                for n in range(12)
+            ]
+            assert None not in session.push(pairs, moved, threading.Event())
+            for _, upload in pairs:
+                upload.commit()
+        else:
+            fetched = [(f"f{n:02}", str(bench.archive / f"f{n:02}")) for n in range(12)]
+            assert set(session.pull(fetched, moved, threading.Event())) == {None}
+        assert direction in (0, 1) and said[0] == 1_000_000 and said[-1] == 3_000_000, said
+        assert ask() == -1, "no limit stays behind"
+    assert len(bench.files()) == 12
+
+
+def test_a_job_to_rclone_is_slowed_by_rclone(bench: Bench, rclone_disk: SecretStr, caplog: Any) -> None:
+    """Small files go at once, and large ones by us; both arrive, and the limits were asked for."""
+    files = {f"f{n:02}": bytes([n]) * 50_000 for n in range(20)} | {"large": bytes(33 * MIB)}
+    for path, content in files.items():
+        bench.put(path, content)
+    to = RcloneStorage(remote="disk", root=str(bench.archive), config=rclone_disk)
+    summary = bench.run(destinations=[to], bandwidth={"up": "100 MiB"})
+    assert (summary["delivered"], summary["failed"]) == (21, 0)
+    assert bench.files() == files
