@@ -26,7 +26,10 @@ TEMPORARY = re.compile(r"\.onblock-[0-9a-f]{16}\.part\Z")
 _PLAIN = re.compile(r"[\w+ -][\w+ .-]{0,199}(?:/[\w+ -][\w+ .-]{0,199})*\Z", re.ASCII)
 """Most paths: short ASCII components that do not begin with a dot. They need no closer look."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{d}{i}" for d in ("COM", "LPT") for i in "123456789")}
+_RESERVED = {
+    "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{d}{i}" for d in ("COM", "LPT") for i in "123456789¹²³")
+}  # fmt: skip
+"""What Windows reads as a device, whatever follows the first dot ("Naming Files, Paths, and Namespaces", Microsoft)."""
 
 
 class BadName(ConfigError):
@@ -75,7 +78,7 @@ def portability(path: str) -> list[str]:
     """What would not survive a Windows or SMB file system in this path: one sentence each, empty if all is well."""
     found = []
     for part in path.split("/"):
-        if part.split(".")[0].upper() in _RESERVED:
+        if part.split(".")[0].rstrip(" ").upper() in _RESERVED:
             found.append(f"{display(part)!r} is a reserved name on Windows")
         if part[-1:] in (".", " "):
             found.append(f"{display(part)!r} ends in a dot or space")

@@ -97,7 +97,8 @@ def test_a_label_is_a_legal_path_and_a_legal_argument(label: str) -> None:
     ("path", "words"),
     [
         ("clip.mp4", []), ("DCIM/100/clip.mp4", []), ("con", ["reserved"]), ("a/NUL.txt", ["reserved"]),
-        ("com1.tar.gz", ["reserved"]), ("COM0", []), ("console", []), ("dot.", ["dot or space"]), ("sp ", ["dot or space"]),
+        ("com1.tar.gz", ["reserved"]), ("COM0", []), ("console", []), ("COM12", []),
+        ("con .txt", ["reserved"]), ("COM¹", ["reserved"]), ("conin$", ["reserved"]), ("dot.", ["dot or space"]), ("sp ", ["dot or space"]),
         ("a /b", ["dot or space"]), ("a:b", ["':'"]), ("a?b*c", ["'*' '?'"]), ("tab\t", ["'\\t'"]),
         ("back\\slash", ["'\\\\'"]), ("aux./x", ["reserved", "dot or space"]), ("x/y/<z>", ["'<' '>'"]),
     ],
