@@ -82,7 +82,10 @@ class Gate:
             for s in settings.sidecars:
                 if _means(s.files, below):
                     there = self._beside.there(source, rules.needed(file.path, s.needs))
-                    if text := rules.sidecar(file.path, s.needs, there):
+                    text = rules.sidecar(file.path, s.needs, there)
+                    if text and self._beside.there(
+                        source, [file.path]
+                    ):  # else it is gone itself, as its delivery will tell
                         found.append(Finding(rules.SIDECAR, s.tier, text))
         if not found:
             return Passage(file, dest_path)
@@ -129,11 +132,14 @@ class Beside:
 
     def _list(self, session: Session, folder: str) -> frozenset[str] | None:
         found: set[str] = set()
-        for file in session.scan(folder, enter=lambda _: False):
-            if file.problem is None:
-                found.add(file.path)
-                if len(found) > self._most:  # then each is asked for by its name
-                    return None
+        try:
+            for file in session.scan(folder, enter=lambda _: False):
+                if file.problem is None:
+                    found.add(file.path)
+                    if len(found) > self._most:  # then each is asked for by its name
+                        return None
+        except NotFound:
+            pass  # the whole folder is gone
         self._held += len(found)
         return frozenset(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from deployments.overrides import moment
 from flows.ledger import Ledger, State
 from flows.ledger.overrides import Override, Revocation
 from flows.ledger.store import now_ms
+from flows.ledger.wishes import Priority
 from flows.transfer import rules
 from flows.transfer.gate import Beside, override, still_passes
 from flows.transfer.gate_settings import GateSettings
@@ -386,6 +388,23 @@ def test_a_sidecar_that_comes_later(bench: Bench) -> None:
     bench.put("a/clip.xml")
     assert bench.run(gate=gate)["delivered"] == 2
     assert state_of("a/clip.mp4") is State.VERIFIED and found("a/clip.mp4") == []
+
+
+def test_a_file_that_is_gone_is_not_blamed_for_its_sidecar(bench: Bench) -> None:
+    """What is urgent is planned before the listing, and may be gone, with its folder."""
+    gate = {"sidecars": [{"files": ["*.mp4"], "needs": ["{stem}.json"]}]}
+    for path in ("a/clip.mp4", "b/clip.mp4", "b/other.mp4"):
+        bench.put(path)
+    with Ledger.open() as ledger:
+        with TransferRun(bench.job(), ledger) as run:
+            assert len(list(shipments(run))) == 1
+        ledger.prioritise(ledger.choose(job="job"), Priority.URGENT)
+    shutil.rmtree(bench.card / "a")
+    (bench.card / "b/clip.mp4").unlink()
+    summary = bench.run(gate=gate)
+    assert (summary["failed"], summary["blocked"]) == (2, 1)
+    assert [row_of(p)["kind"] for p in ("a/clip.mp4", "b/clip.mp4")] == [Kind.SOURCE_VANISHED] * 2
+    assert state_of("b/other.mp4") is State.BLOCKED
 
 
 def test_rules_judge_the_name_at_the_destination(bench: Bench) -> None:
