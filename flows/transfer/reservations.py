@@ -127,7 +127,8 @@ class Reservations:
                 if not total:
                     break
                 granted, others = self._ledger.reserve(self._run_id, place, before + total, there)
-                if not granted and others and self._ledger.recover():
+                if not granted and others:  # some of them may be dead
+                    self._ledger.recover()
                     granted, others = self._ledger.reserve(self._run_id, place, before + total, there)
                 if granted:
                     hold = Hold(total)
