@@ -14,7 +14,8 @@ from blocks.errors import ConfigError
 from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
 from flows.ledger.overrides import Override
-from flows.ledger.store import NewFile, now_ms
+from flows.ledger.states import IllegalMove
+from flows.ledger.store import Judged, NewFile, Row, now_ms
 
 HOUR = 3_600_000
 
@@ -146,3 +147,43 @@ def test_rules_that_have_found_something(ledger: Ledger) -> None:
     assert not ledger.was_found("other", "no_dashes")
     (row,) = ledger.files()
     assert row["findings"] == file.findings
+
+
+# -- what the gate finds of rows that are there -----------------------------------------------------------------------
+
+
+def entered(ledger: Ledger, *paths: str) -> tuple[str, dict[str, Row]]:
+    """A run, and rows that it has entered."""
+    route, run_id = ledger.route("card", "nas"), ledger.begin_run("card", flight=None, device=None)
+    files = [FileInfo(p, 1, 2) for p in paths]
+    ledger.enter(run_id, [NewFile(route, f, f.path, None) for f in files], flight=None, device=None)
+    return run_id, {r.path: r for r in ledger.compare(route, files)[1]}
+
+
+def test_findings_of_rows_that_wait(ledger: Ledger) -> None:
+    run_id, rows = entered(ledger, "blocked", "noted", "claimed")
+    ledger.claim(run_id, [rows["claimed"].id])
+    no = ConfigError("no")
+    ledger.judged([
+        Judged(rows["blocked"], State.BLOCKED, no, "gate", "[1]"), Judged(rows["noted"], State.QUEUED, None, None, "[2]"),
+        Judged(rows["claimed"], State.BLOCKED, no, "gate", "[3]"),
+    ])  # fmt: skip
+    assert {r["path"]: (r["state"], r["findings"], r["message"], r["stage"]) for r in ledger.files()} == {
+        "blocked": (State.BLOCKED, "[1]", "no", "gate"), "noted": (State.QUEUED, "[2]", None, None),
+        "claimed": (State.DELIVERING, None, None, None),
+    }, "whoever has taken the row meanwhile is left alone"  # fmt: skip
+
+
+def test_what_is_found_of_a_blocked_row_is_kept_true_until_it_passes(ledger: Ledger) -> None:
+    run_id, rows = entered(ledger, "a")
+    ledger.judged([Judged(rows["a"], State.BLOCKED, ConfigError("no"), "gate", "[1]")])
+    blocked = rows["a"]._replace(state=State.BLOCKED)
+    ledger.judged([Judged(blocked, State.BLOCKED, ConfigError("not so"), "gate", "[2]")])
+    (row,) = ledger.files()
+    assert (row["state"], row["findings"], row["message"]) == (State.BLOCKED, "[2]", "not so")
+    (again,) = ledger.requeue(run_id, [blocked])
+    ledger.judged([Judged(again, State.QUEUED, None, None, None)])
+    (row,) = ledger.files()
+    assert (row["state"], row["findings"], row["message"], row["kind"]) == (State.QUEUED, None, None, None)
+    with pytest.raises(IllegalMove):
+        ledger.judged([Judged(again._replace(state=State.VERIFIED), State.BLOCKED, ConfigError("no"), "gate", None)])
