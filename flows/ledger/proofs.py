@@ -215,13 +215,13 @@ class Proofs(Connections):
 
     def holds_cleanup(self, run_id: str, claims: Iterable[Proof]) -> bool:
         """Whether all of these rows are still ours: asked in the moment before something is deleted."""
-        claims = list(claims)
-        with self._write() as c:
-            found = sum(
-                c.execute(update(File).where(_ours(run_id, claim)).values(updated_at=now_ms())).rowcount
-                for claim in sorted(claims)
-            )
-        return found == len(claims)
+        held = {claim.id: claim.attempt for claim in claims}
+        found: dict[int, int] = {}
+        with self._read() as c:
+            for page in pages(sorted(held)):
+                mine = and_(File.id.in_(page), File.run_id == run_id, File.state == State.CLEANUP_ELIGIBLE)
+                found.update((r.id, r.attempt) for r in c.execute(select(File.id, File.attempt).where(mine)))
+        return found == held
 
     def cleaned(self, run_id: str, claims: Iterable[Proof]) -> set[int]:
         """The source files of these rows are gone, or in the `backup` they name. Those that were still ours."""

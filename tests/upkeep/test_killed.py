@@ -121,8 +121,13 @@ def test_killed_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (aside > 2) == (cleanup is not BACKUP)
 
 
-def test_two_cleanups_at_once(yard: Yard) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_several_cleanups_at_once(
+    yard: Yard, database: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of each file one of them takes care; a scrub and a run of the job go on beside them."""
+    if database == "postgresql":
+        monkeypatch.setenv("ONBLOCK_LEDGER_URL", request.getfixturevalue("postgres_url"))
     for n in range(60):
         yard.put(f"{n}", b"%d" % n)
     yard.proven()
