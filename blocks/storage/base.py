@@ -107,6 +107,11 @@ class Upload(ABC):
         digest = hashlib.sha256()
         return digest.hexdigest() if self.replay(digest.update, fresh=fresh) else None
 
+    def matches(self, sha256: str, *, fresh: bool = False) -> bool | None:
+        """Whether the destination holds what was written, of which the caller took this SHA-256; None as `digest`."""
+        found = self.digest(fresh=fresh)
+        return None if found is None else found == sha256
+
     def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
         """Give `update` all bytes that the destination holds so far; False, and no call, if it can't tell before commit."""
         return False

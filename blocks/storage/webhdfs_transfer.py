@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import socket
 import time
@@ -135,18 +134,6 @@ class WebHdfsReader(Reader):
             self._connection = self._answer = None
 
 
-class _Proof:
-    """What was sent: its SHA-256, and the checksum HDFS should have of it."""
-
-    def __init__(self, block_size: int, crc: str):
-        self.sha256 = hashlib.sha256()
-        self.far = HdfsChecksum(block_size, crc)
-
-    def update(self, chunk: memoryview) -> None:
-        self.sha256.update(chunk)
-        self.far.update(chunk)
-
-
 class WebHdfsUpload(Upload):
     """One file under its temporary name. Between two writes it may be open at a DataNode, or closed to be appended to."""
 
@@ -157,10 +144,11 @@ class WebHdfsUpload(Upload):
         self._size = 0
         self._checked = True  # all of it lies there
         self._stream: http.client.HTTPConnection | None = None
-        self._proof: _Proof | None = self._new_proof()
+        self._proof: HdfsChecksum | None = self._new_proof()
 
-    def _new_proof(self) -> _Proof:
-        return _Proof(self._wire.storage.block_size or 0, self._wire.crc)
+    def _new_proof(self) -> HdfsChecksum:
+        """What HDFS should have as the checksum of all that was sent."""
+        return HdfsChecksum(self._wire.storage.block_size or 0, self._wire.crc)
 
     # -- beginning and going on -------------------------------------------------------------------------------------
 
@@ -236,7 +224,7 @@ class WebHdfsUpload(Upload):
         if self._stream is None:
             self._open("append" if self._begun else "create")
             self._begun = True
-        if self._proof is not None and self._size + len(chunk) > MIN_BLOCK and not self._proof.far.block_size:
+        if self._proof is not None and self._size + len(chunk) > MIN_BLOCK and not self._proof.block_size:
             self._ask_block_size()
         proving = None
         if self._proof is not None and len(chunk) >= PIECE // 4:
@@ -255,7 +243,7 @@ class WebHdfsUpload(Upload):
         assert self._proof is not None
         for _ in range(50):
             try:
-                self._proof.far.block_size = self._wire.status(self.path, self.staged)["blockSize"]
+                self._proof.block_size = self._wire.status(self.path, self.staged)["blockSize"]
                 return
             except NotFound:
                 time.sleep(0.02)
@@ -334,15 +322,14 @@ class WebHdfsUpload(Upload):
 
     # -- what lies there --------------------------------------------------------------------------------------------
 
-    def digest(self, *, fresh: bool = False) -> str | None:
+    def matches(self, sha256: str, *, fresh: bool = False) -> bool | None:
         """By HDFS' checksum where it can be compared; read back where it can't, or where `fresh` is asked for."""
         self._finish()
-        if not fresh and self._proof is not None and self._begun:
-            far = self._wire.far_checksum(self.staged, self.path)
-            if self._proof.far.matches(far):
-                self._checked = True
-                return self._proof.sha256.hexdigest()
-        return super().digest(fresh=fresh)
+        known = self._proof if self._begun and not fresh else None
+        if known is not None and known.matches(self._wire.far_checksum(self.staged, self.path)):
+            self._checked = True
+            return True
+        return super().matches(sha256, fresh=fresh)
 
     def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
         self._finish()
@@ -352,13 +339,13 @@ class WebHdfsUpload(Upload):
         self._check_size()
         wire = self._wire
         status = wire.status(self.path, self.staged)
-        proof = _Proof(status["blockSize"], wire.crc)
+        proof = HdfsChecksum(status["blockSize"], wire.crc)
         view = memoryview(aligned_buffer(PIECE))
         with WebHdfsReader(wire, self.path, self.staged, status, compare=False) as reader:
             while n := reader.readinto(view):
                 proof.update(view[:n])
                 update(view[:n])
-        if self._proof is None and proof.far.size == self._size:
+        if self._proof is None and proof.size == self._size:
             self._proof = proof
         return True
 

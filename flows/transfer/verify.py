@@ -26,11 +26,11 @@ def prove(upload: Upload, sha256: str, verify: Verify) -> str | None:
     """
     if verify not in (Verify.CHECKSUM, Verify.READBACK):
         return None
-    found = upload.digest(fresh=verify is Verify.READBACK)
-    if found is None:
+    same = upload.matches(sha256, fresh=verify is Verify.READBACK)
+    if same is None:
         return None
-    if found != sha256:
-        raise HashMismatch(f"arrived with SHA-256 {found[:16]}..., was read with {sha256[:16]}...", path=upload.path)
+    if not same:
+        raise HashMismatch(f"did not arrive as it was read, with SHA-256 {sha256[:16]}...", path=upload.path)
     return str(verify)
 
 

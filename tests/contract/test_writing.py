@@ -191,9 +191,11 @@ def test_digest_sees_a_flipped_byte(place: Place, session: Session, size: int, p
         place.flip("file", position)
         assert session.checksum("file", fresh=fresh) != sha256(data)
         return
+    assert upload.matches(sha256(data)) is True
     assert upload.digest() == sha256(data)
     (staged,) = temporaries(place)
     place.flip(staged, position)
+    assert upload.matches(sha256(data), fresh=fresh) is False
     assert upload.digest(fresh=fresh) not in (None, sha256(data))
     place.flip(staged, position)
     assert upload.digest(fresh=fresh) == sha256(data)
