@@ -166,10 +166,11 @@ def verify(job_file: JobFile, as_json: Json = False) -> None:
 
     job = load_job(job_file)
     results: dict[str, Verified] = {}
+    apart_ms = int(job.cleanup.passes_apart.total_seconds() * 1000)
     with Ledger.open() as ledger:
         for storage in job.destinations:
             shown = time.monotonic()
-            for outcome in verify_route(ledger, job.name, storage):
+            for outcome in verify_route(ledger, job.name, storage, apart_ms=apart_ms):
                 results[storage.place()] = outcome
                 if sys.stderr.isatty() and not as_json and time.monotonic() - shown > 1:
                     shown = time.monotonic()

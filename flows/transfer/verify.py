@@ -2,7 +2,7 @@
 
 `prove` runs before the final name is given where the storage can read back what is staged, `prove_final` after it
 elsewhere. `verify_route` is `onblock verify`: everything delivered, held against the destination as it is now.
-It never writes to the destination.
+It never writes to the destination. Looking in parts, and what follows from it, is in `flows/upkeep`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from blocks import names
-from blocks.errors import HashMismatch, NotFound, OnblockError
+from blocks.errors import HashMismatch, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import Session, Storage, Upload
 from flows.ledger.looking import DELIVERED, PAGE
+from flows.ledger.proofs import APART_MS
 from flows.ledger.store import Ledger
 from flows.transfer.job import Verify
 
@@ -41,7 +42,10 @@ def prove_final(session: Session, path: str, size: int, sha256: str, verify: Ver
         if verify is Verify.SIZE and found.size != size:
             raise HashMismatch(f"has {found.size} bytes at the destination, was read with {size}", path=path)
     else:
-        digest = session.checksum(path, fresh=verify is Verify.READBACK)
+        try:
+            digest = session.checksum(path, fresh=verify is Verify.READBACK)
+        except SourceVanished as error:
+            raise NotFound("is not there", path=path) from error
         if digest != sha256:
             raise HashMismatch(f"has SHA-256 {digest[:16]}... now, was delivered with {sha256[:16]}...", path=path)
     return str(verify)
@@ -65,11 +69,11 @@ class Verified:
         }  # fmt: skip
 
 
-def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verified]:
+def verify_route(ledger: Ledger, job: str, storage: Storage, *, apart_ms: int = APART_MS) -> Iterator[Verified]:
     """Hash every delivered file at the destination and compare with the ledger; the state of things after each file.
 
     A file that is missing or different becomes QUARANTINED in the ledger, a page of them at a time, and is counted
-    then; one that could not be read keeps its state.
+    then; one that could not be read keeps its state. For the others this is a verify pass, `apart_ms` after the last.
     """
     outcome = Verified()
     route_id = ledger.find_route(job, storage.place())
@@ -77,6 +81,7 @@ def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verifie
         yield outcome
         return
     suspects: list[Suspect] = []
+    proven: list[tuple[int, int]] = []  # row, attempt
     with storage.open() as session:
         try:
             for row in ledger.files(route_id=route_id, states=DELIVERED):
@@ -84,6 +89,7 @@ def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verifie
                 try:
                     prove_final(session, path, row["size"], row["sha256"], Verify.READBACK)
                     outcome.checked += 1
+                    proven.append((row["id"], row["attempt"]))
                 except (HashMismatch, NotFound) as error:
                     suspects.append(Suspect(row["id"], path, error))
                 except OnblockError as error:
@@ -91,9 +97,13 @@ def verify_route(ledger: Ledger, job: str, storage: Storage) -> Iterator[Verifie
                 outcome.bytes += row["size"]
                 if len(suspects) >= PAGE:
                     _condemn(ledger, suspects, outcome)
+                if len(proven) >= PAGE:
+                    ledger.proven(proven, apart_ms)
+                    proven.clear()
                 yield outcome
         finally:  # also when somebody stops it: what was found is written down
             _condemn(ledger, suspects, outcome)
+            ledger.proven(proven, apart_ms)
     yield outcome
 
 

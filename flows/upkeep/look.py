@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blocks.errors import HashMismatch, NotFound, OnblockError, SourceVanished
+from blocks.errors import HashMismatch, NotFound, OnblockError
 from blocks.storage.base import Session
 from flows.ledger import Ledger
 from flows.ledger.proofs import Proof
@@ -24,10 +24,7 @@ def look(session: Session, proof: Proof) -> None:
     found = session.stat(path)
     if found.size != proof.size:
         raise HashMismatch(f"has {found.size} bytes at the destination, was read with {proof.size}", path=path)
-    try:
-        prove_final(session, path, proof.size, sha256, Verify.READBACK)
-    except SourceVanished as error:
-        raise NotFound("is not there", path=path) from error
+    prove_final(session, path, proof.size, sha256, Verify.READBACK)
 
 
 def condemn(ledger: Ledger, lost: Sequence[tuple[Proof, OnblockError]]) -> list[tuple[Proof, OnblockError]]:

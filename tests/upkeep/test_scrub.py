@@ -148,3 +148,16 @@ def test_parts_that_are_none(part: str) -> None:
 def test_never_run(yard: Yard) -> None:
     with pytest.raises(ConfigError, match="has never delivered"):
         scrub(yard.job(destinations=[LocalStorage(root=str(yard.archive))]))
+
+
+def test_verify_is_a_pass_too(yard: Yard, onblock: Cli) -> None:
+    yard.put("a", b"take one")
+    yard.put("b", b"take two")
+    yard.deliver()
+    yard.later()
+    (yard.archive / "b").unlink()
+    done = onblock("verify", yard.yaml(cleanup={"action": "delete"}))
+    assert (done.returncode, "DAMAGED b: " in done.stdout) == (1, True), done
+    assert yard.rows("verify_passes", "state") == [(1, "VERIFIED"), (0, "QUARANTINED")]
+    yard.later(1)
+    assert yard.clean()["cleaned"] == 1
