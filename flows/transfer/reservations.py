@@ -2,7 +2,7 @@
 
 Before a file is written, its size and a tenth must be free beyond what others have reserved; whoever does not fit fails
 before its first byte, and nobody fills a disk for all. What is written is no longer reserved: a run tells the ledger
-once a second, so that room may seem a second's writing smaller than it is, never larger. Where nobody can say how much
+with its next shipment, or once a second, so that room may seem smaller than it is for a moment, never larger. Where nobody can say how much
 is free, nothing is checked. How a reservation is decided between runs is in `flows/ledger/berths.py`.
 """
 
@@ -13,6 +13,7 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,8 @@ DELIVERING = Fraction(11, 10)
 """Times the size of a file, to deliver it."""
 PROCESSING = Fraction(2)
 """Times the size of a file, to process it: what goes in and what comes out lie side by side."""
+QUIET_S = 2.0
+"""A run that has reserved nothing for so long tells by itself what it has written."""
 STEP = 1 << 20
 """What was written is told to the ledger in steps of so many bytes."""
 
@@ -38,7 +41,7 @@ def needed(size: int, *, unknown: int, there: int = 0, factor: Fraction = DELIVE
     """
     if size < 0 or (growing and size == 0):
         return unknown
-    return math.ceil(max(0, size - there) * factor)
+    return -(-max(0, size - there) * factor.numerator // factor.denominator)
 
 
 def place_of(storage: Storage, session: Session) -> str:
@@ -92,6 +95,7 @@ class Reservations:
         self._holds: dict[str, list[Hold]] = {}
         self._told: dict[str, int] = {}
         self._places: dict[int, str] = {}
+        self._asked = 0.0
 
     @property
     def used(self) -> bool:
@@ -115,6 +119,7 @@ class Reservations:
         if not any(needs):
             return Hold(), [None] * len(needs)
         with self._lock:
+            self._asked = time.monotonic()
             before = self._left(place)
             there = _asked(free)
             if there is None:
@@ -144,9 +149,13 @@ class Reservations:
             if hold in (mine := self._holds.get(place, [])):
                 mine.remove(hold)
 
-    def tell(self) -> None:
-        """Give back in the ledger what is not needed any more; for a thread that may not wait."""
-        if not self._told or not self._lock.acquire(blocking=False):
+    def tell(self, quiet_s: float = 0.0) -> None:
+        """Give back in the ledger what is not needed any more; for a thread that may not wait.
+
+        Not where something was reserved in the last seconds: small files come in shipments, and each tells for those
+        before it.
+        """
+        if not self._told or time.monotonic() - self._asked < quiet_s or not self._lock.acquire(blocking=False):
             return
         try:
             left = {place: self._left(place) for place in self._told}

@@ -20,7 +20,7 @@ from flows.ledger.wishes import Wish
 from flows.transfer.gate import Gate
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.progress import Meter, Nobody, Watcher
-from flows.transfer.reservations import Reservations
+from flows.transfer.reservations import QUIET_S, Reservations
 from flows.transfer.resume import JOURNAL_S
 from flows.transfer.scan import Scanned
 from flows.transfer.spool import Spool, clear_dead
@@ -140,7 +140,7 @@ class TransferRun:
         while not self._ended.wait(1.0):
             self.watcher.tick(self.meter)
             self.ask()
-            self.room.tell()
+            self.room.tell(QUIET_S)
             if self.throttle is not None:
                 self._recount(self.throttle)
             if time.monotonic() - last >= HEARTBEAT_S:

@@ -58,8 +58,15 @@ class Staging(Accounts):
         """Reserve room for the files at each destination, and take out what does not fit, before anything is written."""
         room = self.run.room
         for number, (way, session) in enumerate(zip(self.run.ways, self._sessions, strict=True)):
-            mine = [(file, legs, leg) for file, legs in todo for leg in legs if leg.way == number]
             place = room.place(way.storage, session)
+            if not self.shipment.large:  # as a rule all of them fit
+                sizes = [file.size for file, _ in todo]
+                hold, short = room.take(place, [needed(sum(sizes), unknown=0)], session.free_bytes)
+                if short == [None] and (not sizes or min(sizes) >= 0):
+                    self._holds[number] = place, hold
+                    continue
+                room.release(place, hold)
+            mine = [(file, legs, leg) for file, legs in todo for leg in legs if leg.way == number]
             needs = [needed(f.size, unknown=self.job.unknown_size, there=self._there(f, leg)) for f, _, leg in mine]
             hold, fits = room.take(place, needs, session.free_bytes)
             self._holds[number] = place, hold
