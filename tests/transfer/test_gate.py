@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,22 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sqlalchemy import insert
 
 from blocks.errors import ConfigError, Kind
 from blocks.storage import LocalStorage
-from blocks.storage.base import FileInfo
+from blocks.storage.base import Features, FileInfo
+from blocks.storage.pool import SessionPool
 from deployments.overrides import moment
 from flows.ledger import Ledger, State
+from flows.ledger.models import Override as Entry
 from flows.ledger.overrides import Override, Revocation
 from flows.ledger.store import now_ms
 from flows.ledger.wishes import Priority
 from flows.transfer import rules
-from flows.transfer.gate import Beside, override, still_passes
+from flows.transfer.gate import Beside, Gate, override, still_passes
 from flows.transfer.gate_settings import GateSettings
-from flows.transfer.job import TransferJob
+from flows.transfer.job import Target, TransferJob
 from flows.transfer.rules import Finding, Tier
 from flows.transfer.run import TransferRun
 from flows.transfer.story import shipments
@@ -316,13 +318,21 @@ def test_blocked_overridden_delivered(bench: Bench, onblock: Cli) -> None:
 
 def test_an_override_that_has_expired_helps_nobody(bench: Bench) -> None:
     bench.put("CON.mp4")
-    job = bench.job(gate={"reserved": "hard"})
-    until = now_ms() + 150
-    allow(job, "reserved", "**", expires_at=until)
-    while now_ms() <= until:
-        time.sleep(0.02)
+    with Ledger.open() as ledger, ledger.engine.begin() as c:
+        c.execute(insert(Entry).values(
+            job="job", rule="reserved", path="**", who="ada", why="once", made_at=now_ms() - 2000, expires_at=now_ms() - 1000
+        ))  # fmt: skip
     assert bench.run(gate={"reserved": "hard"})["blocked"] == 1
     assert (state_of("CON.mp4"), bench.files()) == (State.BLOCKED, {})
+
+
+def test_an_override_that_expires_under_way_helps_nobody_any_more(bench: Bench) -> None:
+    job = bench.job(gate={"reserved": "hard"})
+    held = Override(1, "job", "reserved", "**", "ada", "once", 0, expires_at=now_ms() + 3_600_000)
+    file = FileInfo("CON.mp4", 1, 1)
+    for granted, state in ((held, State.QUEUED), (held._replace(expires_at=now_ms() - 1), State.BLOCKED)):
+        (passage,) = Gate(job, Target(job, None, None), [granted], SessionPool()).judge([file], Features())
+        assert passage.state is state
 
 
 def test_a_file_in_the_queue_is_stopped_when_its_override_is_revoked(bench: Bench) -> None:
