@@ -247,7 +247,7 @@ def test_runs_at_once_never_fill_a_disk(bench: Bench, small_disk: Path, onblock_
     done = at_once(3, _fill, str(onblock_home), str(bench.card), str(small_disk))
     delivered = sum(d["delivered"] for d in done)
     assert sum(d["failed"] for d in done) == 18 - delivered
-    assert 3 <= delivered <= 6
+    assert 1 <= delivered <= 6, "room may seem smaller than it is, never larger"
     with Ledger.open() as ledger:
         failed = [r for r in ledger.files() if r["state"] == State.FAILED]
         assert {r["kind"] for r in failed} == {Kind.DISK_FULL}
