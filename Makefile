@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test up bench lint clean
+.PHONY: install demo test up bench torture lint clean
 
 install: $(READY)
 
@@ -27,6 +27,9 @@ up: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m tests.servers.install
 	$(BIN)/python -m tests.benchmarks.run
+
+torture: $(READY)
+	@$(BIN)/python -m tests.faults.torture --count 1000
 
 lint: $(READY)
 	$(BIN)/ruff check .

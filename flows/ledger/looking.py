@@ -46,7 +46,7 @@ class Looking(Connections):
         with self._read() as c:
             path = c.execute(
                 select(File.dest_path).where(
-                    File.sha256 == sha256, File.route_id == route_id, File.state == State.VERIFIED
+                    File.sha256 == sha256, File.route_id == route_id, File.state.in_(DELIVERED)
                 ).limit(1)
             ).scalar()  # fmt: skip
         return None if path is None else names.from_text(path)

@@ -6,11 +6,12 @@ onblock, or written by hand). Sorted, so that the merge streams: memory does not
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from blocks import names
-from blocks.errors import NotFound, OnblockError, SourceVanished
+from blocks.errors import HashMismatch, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import Session, aligned_buffer
 from flows.ledger.manifests import ManifestClaim
 from flows.transfer.run import TransferRun
@@ -120,16 +121,26 @@ def _lines(session: Session, path: str) -> Iterator[bytes]:
 def _write(
     session: Session, path: str, run_id: str, lines: Iterable[Line], still_ours: Callable[[], bool]
 ) -> bool:  # fmt: skip
-    """Stage the lines and give them the final name; False, and nothing done, if it is not `still_ours` by then."""
+    """Stage the lines, read them back, and give them the final name; False, and nothing done, if it is not `still_ours`
+    by then. Raises HashMismatch."""
     upload = session.upload(path, 0, key=_staging_key(run_id))
+    sha256 = hashlib.sha256()
+
+    def send(chunk: bytes) -> None:
+        sha256.update(chunk)
+        upload.write(memoryview(chunk))
+
     try:
         chunk = bytearray()
         for _, name, digest in lines:
             chunk += names.manifest_line(digest, name)
             if len(chunk) >= 1 << 20:
-                upload.write(memoryview(bytes(chunk)))
+                send(bytes(chunk))
                 chunk.clear()
-        upload.write(memoryview(bytes(chunk)))
+        send(bytes(chunk))
+        same = upload.matches(sha256.hexdigest())
+        if same is False:
+            raise HashMismatch("did not arrive as it was written", path=path)
         if not still_ours():
             upload.abort()
             return False
@@ -137,4 +148,6 @@ def _write(
     except BaseException:
         upload.abort()
         raise
+    if same is None and session.checksum(path) != sha256.hexdigest():
+        raise HashMismatch("did not arrive as it was written", path=path)
     return True

@@ -42,14 +42,14 @@ def successors(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
 def test_what_is_deferred_gets_one_successor_at_the_earliest_attempt(
     client: SyncPrefectClient, write_job: WriteJob, worker: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The folder of the destination is away, and comes back."""
+    """However many runs end meanwhile."""
     bootstrap([write_job("defers", settle={"quiet": "0s"})])
     (tmp_path / "card" / "clip.mp4").write_bytes(os.urandom(1000))
     run = started(client, "defers")
     worker(POOL)
     ended(client, run)
     with Ledger.open() as ledger:
-        (row,) = ledger.files()
+        assert len(list(ledger.files())) == 1
         due = int(time.time() * 1000) + 3_600_000
         with ledger.engine.begin() as c:
             from sqlalchemy import text
