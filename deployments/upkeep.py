@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(clean)
     app.command()(retention)
     app.command()(scrub)
+    app.command()(recover)
 
 
 def clean(job_file: JobFile, dry_run: Dry = False, as_json: Json = False) -> None:
@@ -79,6 +80,21 @@ def scrub(
         for entry in summary["unverified"]:
             print(f"  NOT VERIFIED {entry['path']}: {entry['problem']}")
     _end(summary, well, as_json)
+
+
+def recover(as_json: Json = False) -> None:
+    """Free the files that dead runs still hold, as each run does when it begins. A live run is never robbed."""
+    from flows.ledger import Ledger
+
+    with Ledger.open() as ledger:
+        found = ledger.recover_runs()
+    if as_json:
+        print_json({"runs": [one._asdict() for one in found]})
+        return
+    for one in found:
+        print(f"{one.job}: run {one.run_id} is dead, silent for {one.silent_s:.0f} s; {one.files} files are free again")
+    if not found:
+        print("no run is dead")
 
 
 def _end(summary: dict[str, Any], well: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, and_, insert, select, update
 
@@ -24,6 +24,16 @@ HEARTBEAT_S = 10.0
 
 _at_work: set[str] = set()
 """Runs of this process that have begun and not ended: a process that lives on does not hold the rows of its past."""
+
+
+class Recovered(NamedTuple):
+    """A run that was found dead: since when nothing was heard of it (s), and how many files it held."""
+
+    run_id: str
+    job: str
+    worker: str
+    silent_s: float
+    files: int
 
 
 class Runs(Connections):
@@ -60,24 +70,39 @@ class Runs(Connections):
             self._release(c, [run_id])
 
     def recover(self) -> int:
-        """End the runs that are dead and free their rows; how many. See `_is_dead`."""
+        """End the runs that are dead and free their rows; how many."""
+        return sum(one.files for one in self.recover_runs())
+
+    def recover_runs(self) -> list[Recovered]:
+        """The same; what was done for each. See `_is_dead`."""
         with self._read() as c:
             runs = c.execute(self._signs_of_life().where(Run.ended_at.is_(None))).all()
-        dead = {r.id: r.heartbeat_at for r in runs if self._is_dead(r.id, r.worker, r.silence)}
+        dead = {r.id: r for r in runs if self._is_dead(r.id, r.worker, r.silence)}
         if not dead:
-            return 0
-        ended: list[str] = []
+            return []
+        done: list[Recovered] = []
         with self._write() as c:
-            for run_id, seen in sorted(dead.items()):  # one that has stirred since is left alone
+            ended: list[str] = []
+            for run_id, run in sorted(dead.items()):  # one that has stirred since is left alone
                 ended += c.execute(
-                    update(Run).where(Run.id == run_id, Run.ended_at.is_(None), Run.heartbeat_at == seen)
+                    update(Run).where(Run.id == run_id, Run.ended_at.is_(None), Run.heartbeat_at == run.heartbeat_at)
                     .values(ended_at=self._clock()).returning(Run.id)
                 ).scalars()  # fmt: skip
-            return self._release(c, ended)
+            self._lock(c, and_(File.run_id.in_(ended), File.state.in_(ACTIVE)))
+            for run_id in ended:
+                run = dead[run_id]
+                files = self._release(c, [run_id])
+                done.append(Recovered(run_id, run.job, run.worker, run.silence / 1000, files))
+        return done
 
     def _signs_of_life(self) -> Select[Any]:
         return select(
-            Run.id, Run.worker, Run.heartbeat_at, (self._clock() - Run.heartbeat_at).label("silence"), Run.ended_at
+            Run.id,
+            Run.job,
+            Run.worker,
+            Run.heartbeat_at,
+            (self._clock() - Run.heartbeat_at).label("silence"),
+            Run.ended_at,
         )
 
     def _has_ended(self, c: Connection, run_id: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Cancelling
 
 from deployments.bootstrap import bootstrap
 from deployments.server import POOL, Report, create_automations
@@ -105,6 +106,34 @@ def test_a_run_that_is_cut_off_is_noticed_and_started_again(
     done = ended(client, run, 120)
     assert (done.state.name, done.run_count) == ("Completed", 2), done.state.message
     assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
+
+
+def test_a_run_that_is_cancelled_in_the_ui_ends_in_order(
+    client: SyncPrefectClient, write_job: WriteJob, worker: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Prefect sends SIGTERM to the run's process. What arrived is kept, the row is free, the next run goes on with it."""
+    bootstrap([write_job("cancelled", settle={"quiet": "0s"}, bandwidth={"up": "4 MiB"})])
+    recording = os.urandom(48 << 20)
+    (tmp_path / "card" / "clip.mp4").write_bytes(recording)
+    worker(POOL)
+    run = started(client, "cancelled")
+
+    def part() -> int:
+        return sum(p.stat().st_size for p in (tmp_path / "archive").glob(".onblock-*"))
+
+    until("a part of the file", lambda: (tmp_path / "archive").exists() and part() >= 17 << 20, 90)
+    client.set_flow_run_state(run.id, Cancelling())
+    done = ended(client, run)
+    assert done.state.is_cancelled(), done.state
+    with Ledger.open() as ledger:
+        until("a row that nobody holds", lambda: [r["state"] for r in ledger.files()] == ["QUEUED"], 30)
+        (row,) = ledger.files()
+        assert row["journal"] is not None
+    assert part() >= 16 << 20 and not (tmp_path / "archive" / "clip.mp4").exists()
+    bootstrap([write_job("cancelled", settle={"quiet": "0s"})])
+    assert ended(client, started(client, "cancelled")).state.is_completed()
+    assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
+    assert part() == 0
 
 
 def _begun() -> bool:

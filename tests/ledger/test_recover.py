@@ -221,3 +221,22 @@ def test_the_end_of_a_run_frees_what_it_holds(ledger: Ledger, route: int) -> Non
     ledger.end_run(run_id, {"delivered": 0})
     assert states(ledger, [r.id for r in rows[:10]]) == ["QUEUED"] * 10
     assert states(ledger, [r.id for r in rows[10:]]) == ["DELIVERING"] * 10
+
+
+def test_onblock_recover_says_what_it_did(ledger: Ledger, url: str, route: int) -> None:
+    with Held(url, route, PAGE[:7]) as dead, Held(url, route, PAGE[7:]) as alive:
+        dead.kill()
+        env = {**os.environ, "ONBLOCK_LEDGER_URL": url}
+        said = [
+            subprocess.run(
+                [sys.executable, "-m", "deployments.cli", "recover"],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for _ in range(2)
+        ]
+        assert f"run {dead.run_id} is dead" in said[0] and "7 files are free again" in said[0]
+        assert alive.run_id not in said[0]
+        assert said[1] == "no run is dead\n"
