@@ -3,6 +3,7 @@
     a       20,000 files of 4 KiB in 200 folders: onblock, rclone, rsync, cp and sha256sum
     b       one file of 2 GiB: the same
     c       no-op rerun of (a), and of 100,000 known files
+    ledger  (a), how much of it goes into claims, heartbeats and progress
     server  (a) with a running Prefect server, and without
     memory  peak memory at 20,000 and at 200,000 files
     sftp, s3, webhdfs    1 GiB and 5,000 small files to a server and back: the tools of that server

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from deployments.up import environment
 from tests.benchmarks.material import Material, large, small
@@ -302,6 +303,22 @@ def _answers(url: str) -> bool:
         return False
 
 
+# -- what the ledger costs --------------------------------------------------------------------------------------------
+
+
+def ledger(bench: Bench) -> None:
+    """(a) once more, in which claims, heartbeats, wishes and progress are timed."""
+    tools, what = bench.tools, bench.material()
+    shares = []
+    for turn in range(bench.rounds):
+        to = tools.fresh("onblock")
+        shares.append(tools.share(what, to, tools.fresh("home")))
+        must_hold(to, what, "onblock")
+        bench.tell(f"(ledger)  round {turn + 1}  {shares[-1]:.2%} of the job")
+    value = 100 * median(shares)
+    bench.at_most("(ledger) claims, heartbeats and progress of (a), of the time of its job", value, 5, "%")
+
+
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -324,7 +341,9 @@ def memory(bench: Bench) -> None:
     bench.at_most("(memory) peak RSS at 10 x the files to that at 1 x", peaks[1] / peaks[0], 1.15, "x")
 
 
-SCENARIOS: dict[str, Callable[[Bench], None]] = {"a": a, "b": b, "c": c, "server": server, "memory": memory}
+SCENARIOS: dict[str, Callable[[Bench], None]] = {
+    "a": a, "b": b, "c": c, "ledger": ledger, "server": server, "memory": memory
+}  # fmt: skip
 
 
 def space(names: list[str], rounds: int) -> tuple[int, int]:
@@ -334,6 +353,7 @@ def space(names: list[str], rounds: int) -> tuple[int, int]:
         "a": SMALL_FILES * (1 + 4 * rounds),
         "c": SMALL_FILES * 4 + KNOWN_FILES * 3,
         "server": SMALL_FILES * (1 + 2 * rounds),
+        "ledger": SMALL_FILES * (1 + rounds),
         "memory": (BIG_FILES + BIG_FILES // 10) * 2,
         "sftp": FAR_FILES * (1 + 4 * rounds),
         "s3": FAR_FILES * (1 + 3 * rounds),

@@ -95,13 +95,7 @@ class Tools:
     ) -> tuple[Sample, dict[str, Any]]:  # fmt: skip
         """`onblock run` with the defaults of a job."""
         os.sync()
-        job = self.log("job").with_suffix(".yaml")
-        job.write_text(
-            json.dumps({
-                "name": "bench", "source": source, "destination": destination, "verify": "checksum",
-                "settle": {"quiet": "0s"}, "exclude": ["checksums.sha256"],
-            })
-        )  # fmt: skip
+        job = self.written(source, destination)
         env = self.env | {"ONBLOCK_HOME": str(home)} | ({"PREFECT_API_URL": api} if api else {})
         log = self.log("onblock")
         argv = [sys.executable, "-m", "deployments.cli", "run", str(job), "--json"]
@@ -116,6 +110,28 @@ class Tools:
         if wrong := {k: summary.get(k) for k, v in wanted.items() if summary.get(k) != v}:
             raise BenchError(f"onblock said {wrong}, expected {wanted}")
         return replace(sample, job=float(summary["seconds"])), summary
+
+    def written(self, source: dict[str, Any], destination: dict[str, Any]) -> Path:
+        """A JOB.yaml."""
+        job = self.log("job").with_suffix(".yaml")
+        job.write_text(
+            json.dumps({
+                "name": "bench", "source": source, "destination": destination, "verify": "checksum",
+                "settle": {"quiet": "0s"}, "exclude": ["checksums.sha256"],
+            })
+        )  # fmt: skip
+        return job
+
+    def share(self, what: Material, to: Path, home: Path) -> float:
+        """How much of a job goes into claims, heartbeats and progress."""
+        os.sync()
+        log = self.log("share")
+        argv = [sys.executable, "-m", "tests.benchmarks.share", str(self.written(local(what.folder), local(to)))]
+        run(argv, cwd=REPOSITORY, env=self.env | {"ONBLOCK_HOME": str(home)}, log=log)
+        said = json.loads(log.with_suffix(".out").read_text("utf-8"))
+        if said["delivered"] != what.files:
+            raise BenchError(f"onblock delivered {said['delivered']} of {what.files} files")
+        return said["share"] / said["job"]
 
 
 def must_hold(folder: Path, what: Material, tool: str) -> None:
