@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -22,6 +23,7 @@ from flows.ledger.wishes import Wish
 from flows.transfer import successor
 from tests.deployments.conftest import until
 from tests.deployments.test_bootstrap import descendants
+from tests.servers.faultproxy import FaultProxy
 
 WriteJob = Callable[..., Path]
 
@@ -134,6 +136,39 @@ def test_a_run_that_is_cancelled_in_the_ui_ends_in_order(
     assert ended(client, started(client, "cancelled")).state.is_completed()
     assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
     assert part() == 0
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+def test_a_prefect_server_that_is_gone_for_a_while(
+    client: SyncPrefectClient, write_job: WriteJob, worker: Callable[[str], Path], tmp_path: Path,
+    fault_proxy: Callable[[int], FaultProxy], server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, how: str,
+) -> None:  # fmt: skip
+    """The files do not need it: what was on its way arrives, and the ledger is true."""
+    bootstrap([write_job(f"gone-{how}", settle={"quiet": "0s"}, bandwidth={"up": "2 MiB"})])
+    recording = os.urandom(40 << 20)
+    (tmp_path / "card" / "clip.mp4").write_bytes(recording)
+    proxy = fault_proxy(int(server[0].rpartition(":")[2]))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{proxy.port}/api")
+    log = worker(POOL)
+    run = started(client, f"gone-{how}")
+
+    def part() -> int:
+        return sum(p.stat().st_size for p in (tmp_path / "archive").glob(".onblock-*"))
+
+    until("a part of the file", lambda: (tmp_path / "archive").exists() and part() > 0, 90)
+    if how == "refuses":
+        proxy.down()
+    else:
+        proxy.freeze = True
+    until("most of the file", lambda: part() >= 36 << 20 or (tmp_path / "archive" / "clip.mp4").exists(), 60)
+    proxy.up()
+    proxy.freeze = False
+    until("the file", (tmp_path / "archive" / "clip.mp4").exists, 60)
+    assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
+    done = ended(client, run, 120)
+    assert done.state.is_completed(), f"{done.state}\n{log.read_text()[-3000:]}"
+    with Ledger.open() as ledger:
+        assert [r["state"] for r in ledger.files()] == ["VERIFIED"]
 
 
 def _begun() -> bool:
