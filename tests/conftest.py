@@ -53,7 +53,7 @@ def pytest_make_collect_report() -> Iterator[None]:
 # -- two at a time ------------------------------------------------------------------------------------------------
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a server, or a file, stays in one process; the rest is dealt out (`--dist loadgroup`)."""
     for item in items:
