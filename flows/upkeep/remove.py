@@ -211,17 +211,17 @@ class Removal:
         moved = source.stat(at)
         if moved.size != first.size or (source.features.mtime_set and moved.mtime_ns != first.mtime_ns):
             raise SourceChanged("changed in the moment it was to be cleaned up", path=first.path)
-        self._apart(group)
+        self._apart(group, at)
 
-    def _apart(self, group: Sequence[Proof]) -> None:
-        """Every destination still has its file, although the one at the source has moved. Raises SameFile."""
+    def _apart(self, group: Sequence[Proof], to: str) -> None:
+        """Every destination still has its file, although the one at the source has moved `to` there; and has nothing
+        where that would be if both were one place: of the file itself a mount may answer from its cache, which knows
+        nothing of a name that was never asked for. Raises SameFile."""
         for proof in group:
             session = self.shift.sessions[self.shift.routes.index(proof.route_id)]
-            try:
-                if session.stat(proof.dest_path).size == proof.size:
-                    continue
-            except NotFound:
-                pass
+            moved = _moved_to(proof, to)
+            if _has(session, proof.dest_path, proof.size) and (moved is None or not _has(session, moved, proof.size)):
+                continue
             raise SameFile(
                 "is gone from the destination when it is moved at the source: both are one place, or it was removed "
                 "there in this moment; it was put back", path=proof.path,
@@ -265,7 +265,7 @@ class Removal:
                     break
                 if self._is_it(first, to):
                     try:
-                        self._apart(group)
+                        self._apart(group, to)
                     except OnblockError:
                         return Settled(group, False) if self._put_back(to, first) else None
                     return Settled([p._replace(backup=to) for p in group], True)
@@ -286,6 +286,22 @@ class SameFile(ConfigError):
 def _hidden(proof: Proof) -> str:
     """Where a file lies for a moment before it is deleted: a name that no listing shows, the same for the same version."""
     return names.temporary(proof.path, f"clean\0{proof.version}")
+
+
+def _moved_to(proof: Proof, to: str) -> str | None:
+    """The name at the destination of what was moved `to` at the source, if both are one place. None if it has none."""
+    folder, slash, _ = proof.dest_path.rpartition("/")
+    if to == _hidden(proof):
+        return f"{folder}{slash}{to.rpartition('/')[2]}"
+    root = proof.dest_path.removesuffix(proof.path)  # where the source's root is at the destination
+    return f"{root}{to}" if proof.dest_path.endswith(proof.path) and (not root or root.endswith("/")) else None
+
+
+def _has(session: Session, path: str, size: int) -> bool:
+    try:
+        return session.stat(path).size == size
+    except NotFound:
+        return False
 
 
 class Listed:

@@ -64,6 +64,26 @@ class WatchedSession(LocalSession):
         super().delete(path)
 
 
+class CachingStorage(LocalStorage):
+    """A folder that answers every look but the first from memory, as network mounts do for a while."""
+
+    _block_type_slug = "caching-storage"
+
+    def open(self) -> LocalSession:
+        return CachingSession(self.root)
+
+
+class CachingSession(LocalSession):
+    def __init__(self, root: str):
+        super().__init__(root)
+        self.seen: dict[str, Any] = {}
+
+    def stat(self, path: str) -> Any:
+        if path not in self.seen:
+            self.seen[path] = super().stat(path)
+        return self.seen[path]
+
+
 def once(at: str, act: Callable[[], object], path: str = "a") -> Hook:
     """Do something before the first step of this name."""
     done: list[str] = []
@@ -190,6 +210,25 @@ def test_source_and_destination_were_one_place_from_the_first(tmp_path: Path) ->
             yard.clean()
         assert yard.on_card() - {"checksums.sha256"} == {"a"}
         assert yard.states()[0] == "VERIFIED"
+
+
+@pytest.mark.parametrize("action", ["delete", "backup"])
+@pytest.mark.parametrize("below", ["", "archive"])
+def test_one_place_and_a_mount_that_answers_from_its_cache(tmp_path: Path, action: str, below: str) -> None:
+    """The destination says that it still has the file, after it was moved at the source."""
+    yard = Yard(tmp_path)
+    yard.archive.rmdir()
+    yard.archive.symlink_to(yard.card)
+    if below:  # the destination is the folder above
+        yard.keys["source"] = LocalStorage(root=str(yard.card / below))
+        yard.keys["path"] = below + "/{path}"
+    path = yard.put(f"{below}/DCIM/a" if below else "DCIM/a", b"the only copy")
+    yard.keys["cleanup"] = {"action": action, "backup_folder": "old" if action == "backup" else None}
+    yard.proven()
+    with pytest.raises(ConfigError, match="both are one place, or it was removed"):
+        yard.clean(destinations=[CachingStorage(root=str(yard.archive))])
+    assert path.read_bytes() == b"the only copy"
+    assert len([p for p in yard.on_card() if "checksums" not in p]) == 1
 
 
 def test_a_source_that_cannot_be_written_to(yard: Yard) -> None:
