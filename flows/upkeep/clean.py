@@ -230,7 +230,8 @@ class Cleaning:
             self.ledger.spared(self.shift.id, [*spared, *(p for group in left for p in group)])
 
     def _settle_left(self) -> int:
-        """What cleanups have left that died: gone, moved, or still there. How many files."""
+        """What cleanups have left that died: moved, still there, or not to be found, which proves nothing: those are
+        VERIFIED again, as before. How many files."""
         claims = self.ledger.take_over_cleanups(self.shift.id, self.shift.routes)
         groups = _grouped(claims)
         for group in groups:
@@ -242,6 +243,8 @@ class Cleaning:
                 self._cleaned(group)
             else:
                 self.ledger.spared(self.shift.id, outcome.rows)
+                if outcome.nowhere:
+                    self._wait(group[0].path, "is not at the source any more; a cleanup that died had it in hand")
         return len(groups)
 
     # -- the summary ----------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ class Settled(NamedTuple):
     """What became of a file that a cleanup had in hand when it died."""
 
     rows: list[Proof]
-    gone: bool
+    gone: bool  # into the backup folder
+    nowhere: bool = False  # it was not found: deleted, or the source is another card or an empty mount point
 
 
 class Removal:
@@ -269,7 +270,7 @@ class Removal:
                     except OnblockError:
                         return Settled(group, False) if self._put_back(to, first) else None
                     return Settled([p._replace(backup=to) for p in group], True)
-        return Settled(group, True)
+        return Settled(group, False, nowhere=True)
 
     def _is_it(self, proof: Proof, at: str) -> bool:
         source = self.shift.source

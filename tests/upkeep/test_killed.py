@@ -71,7 +71,7 @@ def whole(yard: Yard) -> None:
 
 @pytest.mark.parametrize("cleanup", [{"action": "delete"}, BACKUP], ids=["delete", "backup"])
 def test_killed_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cleanup: dict[str, Any]) -> None:
-    fatal, aside, kills = 0, 0, 0
+    fatal, aside, kills, unseen = 0, 0, 0, 0
     folder = tmp_path / "yard"
     folder.mkdir()
     yard = Yard(folder)
@@ -103,10 +103,20 @@ def test_killed_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         kills += code != 0
         whole(yard)
         aside += any(".onblock-" in p for p in yard.on_card())
+        found = {(yard.card / p).read_bytes() for p in yard.on_card()}
+        ended = {path for path, state in yard.rows("path", "state") if state == "CLEANED"}
         summary = yard.clean()
         assert summary["damaged"] == summary["unverified"] == 0, summary
         whole(yard)
-        assert yard.states() == ["CLEANED"] * 3, fatal
+        expected = [
+            ("CLEANED" if CONTENT[path] in found or path in ended else "VERIFIED")  # nobody saw it go
+            for path in sorted(CONTENT)
+        ]
+        assert yard.states() == expected, fatal
+        unseen += expected.count("VERIFIED")
+        assert sum(summary["waiting"].values()) == expected.count("VERIFIED")
+        if "VERIFIED" in expected:
+            assert (yard.clean()["waiting"], yard.states()) == ({}, expected), "the next one has nothing to say"
         if cleanup is BACKUP:
             assert {p: (yard.card / p).read_bytes() for p in yard.on_card()} == {
                 f"old/{p}": c for p, c in CONTENT.items()
@@ -118,7 +128,29 @@ def test_killed_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             break
     print(f"{kills} kills, in {aside} of them a file was aside")
     assert kills > 25
-    assert (aside > 2) == (cleanup is not BACKUP)
+    assert (aside > 2) == (unseen > 2) == (cleanup is not BACKUP)
+
+
+@pytest.mark.parametrize("cleanup", [{"action": "delete"}, BACKUP], ids=["delete", "backup"])
+def test_killed_and_then_another_card(yard: Yard, cleanup: dict[str, Any]) -> None:
+    """Nothing is found, and so nothing is said of files that lie on the card that is away."""
+    yard.keys["cleanup"] = cleanup
+    for path, content in CONTENT.items():
+        yard.put(path, content)
+    yard.proven()
+    steps = Steps(8)
+    job = yard.job(source=WatchedStorage.at(yard.card, steps.hook))
+    assert code_of(in_a_process(lambda: clean(job))) == -signal.SIGKILL
+    assert "CLEANUP_ELIGIBLE" in yard.states()
+    away = yard.folder / "away"
+    yard.card.rename(away)
+    yard.card.mkdir()
+    summary = yard.clean()
+    assert (summary["cleaned"], yard.states()) == (0, ["VERIFIED"] * 3)
+    yard.card.rmdir()
+    away.rename(yard.card)
+    yard.clean()
+    whole(yard)
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
