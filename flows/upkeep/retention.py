@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from blocks import names
-from blocks.errors import ConfigError, NotFound, OnblockError, SourceVanished
+from blocks.errors import ConfigError, NotFound, OnblockError
+from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
 from flows.ledger.proofs import Proof
 from flows.transfer.aftercare import Limits
@@ -21,6 +22,8 @@ from flows.upkeep.remove import Listed
 from flows.upkeep.shift import Shift
 
 log = logging.getLogger("onblock.upkeep")
+
+NOT_THERE = "is not there now"
 
 
 def beyond(backups: Iterable[tuple[int, int]], limits: Limits, now: int) -> int:
@@ -123,7 +126,10 @@ class Retaining:
         path = first.backup or ""
         lost: list[tuple[Proof, OnblockError]] = []
         try:
-            if source.stat(path).size != first.size or source.checksum(path, fresh=True) != first.sha256:
+            found = self._backup(path)
+            if found is None:
+                return self._keep(path, NOT_THERE)
+            if found.size != first.size or source.checksum(path, fresh=True) != first.sha256:
                 return self._keep(path, "is not what was moved there")
             for proof in group:
                 number = self.shift.routes.index(proof.route_id)
@@ -136,12 +142,25 @@ class Retaining:
             if lost:
                 condemn(self.ledger, lost)
                 return self._keep(path, "its delivery is damaged: the backup may be the last copy")
-            source.delete(path)
-        except (NotFound, SourceVanished):
-            log.info("the backup %s is gone already", names.display(path))
+            again = self._backup(path)  # all of that took its time
+            if again is None:
+                return self._keep(path, NOT_THERE)
+            if again.version != found.version:
+                return self._keep(path, "has changed while it was looked at")
+            try:
+                source.delete(path)
+            except NotFound:
+                return self._keep(path, NOT_THERE)
         except OnblockError as error:
             return self._keep(path, str(error))
         return True
+
+    def _backup(self, path: str) -> FileInfo | None:
+        """The backup as it is; None if it is not there, which does not say that it is gone: another card may be in."""
+        try:
+            return self.shift.source.stat(path)
+        except NotFound:
+            return None
 
     def _keep(self, path: str, why: str) -> bool:
         log.warning("the backup %s stays: %s", names.display(path), why)

@@ -17,7 +17,7 @@ from flows.ledger.models import File
 from flows.transfer.aftercare import Limits
 from flows.upkeep.retention import beyond, retain
 from tests.upkeep.conftest import Cli, Yard
-from tests.upkeep.test_by_mistake import damage
+from tests.upkeep.test_by_mistake import WatchedStorage, damage, once
 
 DAY = 86_400_000
 CLEANUP = {"action": "backup", "backup_folder": "old"}
@@ -95,6 +95,32 @@ def test_what_is_not_proven_stays(backed_up: Yard, harm: str) -> None:
     assert backed_up.on_card() == {"old/DCIM/b"}
     if harm in ("damaged", "gone"):
         assert backed_up.rows("path", "state")[1] == ("DCIM/b", "QUARANTINED")
+
+
+def test_another_card_is_in(backed_up: Yard) -> None:
+    """Its backups are not there now, which does not say that they are gone."""
+    backed_up.later(31 * 24)
+    away = backed_up.folder / "away"
+    backed_up.card.rename(away)
+    backed_up.card.mkdir()
+    summary = retain(backed_up.job())
+    assert (summary["backups"], summary["removed"]) == (3, 0)
+    assert {k["why"] for k in summary["kept"]} == {"is not there now"}
+    backed_up.card.rmdir()
+    away.rename(backed_up.card)
+    assert retain(backed_up.job())["removed"] == 3
+    assert backed_up.on_card() == set()
+
+
+@pytest.mark.parametrize("step", ["checksum", "delete"])
+def test_a_card_that_is_pulled_out_meanwhile(backed_up: Yard, step: str) -> None:
+    backed_up.later(31 * 24)
+    path, away = "old/DCIM/b", backed_up.folder / "away"
+    source = WatchedStorage.at(backed_up.card, once(step, lambda: (backed_up.card / path).rename(away), path))
+    summary = retain(backed_up.job(source=source))
+    assert (summary["removed"], [k["path"] for k in summary["kept"]]) == (2, [path])
+    away.rename(backed_up.card / path)
+    assert retain(backed_up.job())["removed"] == 1
 
 
 def test_unverified_files_are_refused_and_nothing_changes(backed_up: Yard, tmp_path: Path) -> None:
