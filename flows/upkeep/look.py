@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blocks.errors import HashMismatch, NotFound, OnblockError
+from blocks.errors import HashMismatch, NotFound, OnblockError, UnknownError
 from blocks.storage.base import Session
 from flows.ledger import Ledger
 from flows.ledger.proofs import Proof
@@ -17,14 +17,30 @@ LOST = (HashMismatch, NotFound)
 
 def look(session: Session, proof: Proof) -> None:
     """Read a delivered file back from its destination and compare. Raises HashMismatch, NotFound, and, where nobody can
-    tell, other failures."""
+    tell, other failures: so if its manifest is missing too, as at a mount point where nothing is mounted."""
     path, sha256 = proof.dest_path, proof.sha256
     if not path or sha256 is None:
         raise HashMismatch("there is no record of what was delivered", path=proof.path)
-    found = session.stat(path)
-    if found.size != proof.size:
-        raise HashMismatch(f"has {found.size} bytes at the destination, was read with {proof.size}", path=path)
-    prove_final(session, path, proof.size, sha256, Verify.READBACK)
+    try:
+        found = session.stat(path)
+        if found.size != proof.size:
+            raise HashMismatch(f"has {found.size} bytes at the destination, was read with {proof.size}", path=path)
+        prove_final(session, path, proof.size, sha256, Verify.READBACK)
+    except NotFound as error:
+        if proof.manifest is not None and not _is_there(session, proof.manifest):
+            raise UnknownError(
+                "is not at the destination, and nor is the manifest that lists it", path=path,
+                remedy="see that the destination is mounted; the next run of the job that delivers there writes the manifest",
+            ) from error  # fmt: skip
+        raise
+
+
+def _is_there(session: Session, path: str) -> bool:
+    try:
+        session.stat(path)
+    except NotFound:
+        return False
+    return True
 
 
 def condemn(ledger: Ledger, lost: Sequence[tuple[Proof, OnblockError]]) -> list[tuple[Proof, OnblockError]]:

@@ -108,6 +108,32 @@ def test_a_destination_that_stops_answering(yard: Yard) -> None:
     assert set(seen) == set("abcd")
 
 
+def test_a_destination_that_is_not_mounted(yard: Yard) -> None:
+    """Its folder is there, and empty: nobody can tell. Nothing is condemned, nor sent again into the mount point."""
+    for name in "ab":
+        yard.put(name, name.encode())
+    yard.deliver()
+    yard.later()
+    away = yard.folder / "away"
+    yard.archive.rename(away)
+    yard.archive.mkdir()
+    summary = scrub(yard.job(), part="1/1")
+    assert (summary["checked"], summary["damaged"], len(summary["unverified"])) == (0, [], 2)
+    summary = yard.clean()
+    assert (summary["passes"], summary["damaged"], summary["unverified"]) == (0, 0, 2)
+    assert yard.states() == ["VERIFIED"] * 2
+    yard.archive.rmdir()
+    away.rename(yard.archive)
+    assert scrub(yard.job(), part="1/1")["checked"] == 2
+
+
+def test_lost_where_there_is_no_manifest(yard: Yard) -> None:
+    yard.put("a")
+    yard.deliver(manifest=None, cleanup={})
+    (yard.archive / "a").unlink()
+    assert len(scrub(yard.job(manifest=None, cleanup={}), part="1/1")["damaged"]) == 1
+
+
 def test_a_file_that_a_cleanup_works_on_is_left_to_it(yard: Yard) -> None:
     yard.put("a", b"take one")
     yard.proven()
