@@ -1,7 +1,7 @@
 """The one step that takes a file away from its source, and the last looks before it. `clean.py` says which files.
 
     looked at     unchanged at the source, in the manifest as it lies there, read back from every destination,
-                  read once more at the source, through the gate, and still ours
+                  read once more at the source, through the gate, still ours, and still unchanged
     put aside     moved to another name in its folder (or into the backup folder)
     looked again  what was moved is what was looked at, and every destination still has its file: where source and
                   destination turn out to be one place (a link, a second mount, another login), it is put back
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ class Removal:
         first, source = group[0], self.shift.source
         if len({p.route_id for p in group}) < len(self.shift.routes) or len({p.sha256 for p in group}) != 1:
             raise Spared("is not proven at every destination", group)
-        try:
+        with _sparing(group):
             self._unchanged(first, at)
             self._listed(group)
             lost = self._lost(group)
@@ -134,16 +135,13 @@ class Removal:
                 raise Spared("is damaged at a destination", [p for p in group if p.id not in ids], lost)
             if source.checksum(at, fresh=True) != first.sha256:
                 raise SourceChanged("has other content than was delivered, with the same size and time", path=at)
-            self._unchanged(first, at)  # all of that took its time
-            self._listed(group)
-        except (SourceChanged, SourceVanished, NotFound, ConfigError) as error:
-            raise Spared(error.what, group) from error
-        except OnblockError as error:
-            raise Spared(str(error), group, unsure=True) from error
+            self._listed(group)  # all of that took its time
         for proof in group:
             if not self._passes_gate(proof):
                 raise Spared("would not pass the gate now, or its override was revoked", group)
         self._still_ours(group)
+        with _sparing(group):
+            self._unchanged(first, at)  # the very last: what is written from here on, a source without times hides
 
     def _unchanged(self, proof: Proof, at: str) -> None:
         found = self.shift.source.stat(at)
@@ -282,6 +280,17 @@ class Removal:
 
 class SameFile(ConfigError):
     """Source and destination are one place: nothing more is cleaned up."""
+
+
+@contextmanager
+def _sparing(group: list[Proof]) -> Iterator[None]:
+    """A failure spares the file."""
+    try:
+        yield
+    except (SourceChanged, SourceVanished, NotFound, ConfigError) as error:
+        raise Spared(error.what, group) from error
+    except OnblockError as error:
+        raise Spared(str(error), group, unsure=True) from error
 
 
 def _hidden(proof: Proof) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from pydantic import PrivateAttr
-from sqlalchemy import update
+from sqlalchemy import Engine, event, update
 
 from blocks.errors import ConfigError, NetworkError, OnblockError
 from blocks.storage import LocalStorage
@@ -134,6 +135,46 @@ def test_changed_at_the_last_moment(yard: Yard, step: str) -> None:
     assert (summary["cleaned"], path.read_bytes()) == (0, b"take two")
     assert yard.on_card() == {"a"}, "it has its name again"
     assert yard.states() == ["VERIFIED"]
+
+
+class TimelessSession(WatchedSession):
+    """A place that keeps no times of its own accord: what was moved aside cannot be told from another of its size."""
+
+    features = dataclasses.replace(LocalSession.features, mtime_set=False)
+
+
+class TimelessStorage(WatchedStorage):
+    _block_type_slug = "timeless-storage"
+
+    def open(self) -> LocalSession:
+        return TimelessSession(self.root, self._hooks)
+
+
+def test_changed_while_the_ledger_is_asked(yard: Yard) -> None:
+    """The last of all looks is the one at the source: nothing is between it and the removal."""
+    paths = {name: yard.put(name, b"take one") for name in ("a.mp4", "TODO.mp4")}
+    yard.keys["gate"] = {"placeholder": "hard"}
+    with Ledger.open() as ledger:
+        ledger.override("job", "placeholder", "*.mp4", who="me", why="it is called so")
+    yard.proven()
+    read: list[str] = []
+
+    def change(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        if "TODO.mp4" in read and "override" in statement and paths["TODO.mp4"].read_bytes() != b"take two":
+            paths["TODO.mp4"].write_bytes(b"take two")
+
+    def hook(step: str, path: str) -> None:
+        if step == "checksum":
+            read.append(path)
+
+    event.listen(Engine, "before_cursor_execute", change)
+    try:
+        summary = yard.clean(source=TimelessStorage.at(yard.card, hook))
+    finally:
+        event.remove(Engine, "before_cursor_execute", change)
+    assert (summary["cleaned"], summary["kept"]) == (1, 1)
+    assert "has changed since" in why(summary)
+    assert paths["TODO.mp4"].read_bytes() == b"take two"
 
 
 def test_grown_at_the_last_moment_in_backup_mode(yard: Yard) -> None:
