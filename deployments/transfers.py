@@ -146,7 +146,7 @@ def _chosen(ledger: Any, ids: Any, job: Any, flight: Any, device: Any, state: An
 def _do(what: str, ids: Any, job: Any, flight: Any, device: Any, state: Any) -> None:
     """Grant a wish. Files that are named must all fit it; of those that are described, the ones that fit are taken."""
     from blocks.errors import ConfigError
-    from flows.ledger import Ledger
+    from flows.ledger import Ledger, State
     from flows.ledger.wishes import Wish, refusal
 
     wish = Wish(what)
@@ -154,7 +154,10 @@ def _do(what: str, ids: Any, job: Any, flight: Any, device: Any, state: Any) -> 
         chosen = _chosen(ledger, ids, job, flight, device, state)
         whole = job is not None and not (ids or flight or device or state)
         if not ids:
-            chosen = [row for row in chosen if refusal(wish, row) is None]
+            delivered = (
+                () if state else (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.DUPLICATE)
+            )  # not unless they are named
+            chosen = [row for row in chosen if refusal(wish, row) is None and row.state not in delivered]
         held = _hold(ledger, wish, job) if whole and job else False
         if not chosen and not held:
             raise ConfigError(f"there are no such files that could be asked to {wish}")

@@ -15,6 +15,7 @@ class SessionPool:
 
     def __init__(self) -> None:
         self._idle: dict[int, tuple[Storage, list[Session]]] = {}  # holds the storage: its id is its own while it lives
+        self._spoilt: set[int] = set()
         self._lock = Lock()
 
     @contextmanager
@@ -27,7 +28,8 @@ class SessionPool:
         try:
             yield session
         except NetworkError:
-            session.close()
+            self.spoil(session)
+            self._put(storage, session)
             raise
         except BaseException:
             self._put(storage, session)
@@ -35,7 +37,18 @@ class SessionPool:
         else:
             self._put(storage, session)
 
+    def spoil(self, session: Session) -> None:
+        """The network failed under a session that is in use: nobody gets it after its borrower."""
+        with self._lock:
+            self._spoilt.add(id(session))
+
     def _put(self, storage: Storage, session: Session) -> None:
+        with self._lock:
+            spoilt = id(session) in self._spoilt
+            self._spoilt.discard(id(session))
+        if spoilt:
+            session.close()
+            return
         with self._lock:
             self._idle.setdefault(id(storage), (storage, []))[1].append(session)
 

@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import logging
+import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,6 @@ COPY_MAX = 5 << 30
 COPY_PART = 512 * MIB
 THREADS = 8
 """Requests of one session at once."""
-LEARN_MAX = 1 << 16
-"""Bytes of an object that is sent twice to learn something."""
 REMEMBERED = 4096
 """Objects whose SHA-256 a session knows because it sent them."""
 
@@ -48,6 +47,7 @@ class Ability:
     checksums: bool | None
     backslashes: bool = True  # SeaweedFS takes one for a slash
     conditional_put: bool | None = None  # If-None-Match on PutObject: learnt, where nothing is said of both kinds
+    learning: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -231,21 +231,24 @@ class Bucket:
         if not replace and not sees and self.find(key) is not None:
             raise Conflict("something is already at the final name", path=path)
 
-    def learn_condition(self, key: str, headers: Mapping[str, str], data: bytearray, sha256: str) -> None:
-        """Whether the server minds the condition of a PutObject: the same small object once more, over itself. Known for
-        all sessions of the block then; one request saved for each file."""
-        unknown = self.ability.conditional_put is None and self.rules.conditional is None
-        if not unknown or self.rules.lock_mode or len(data) > LEARN_MAX:
-            return
-        try:
-            with self.wire() as wire:
-                wire.ask("PUT", key, {}, {**headers, **self.if_absent()}, data, sha256=sha256)
-            self.ability.conditional_put = False
-        except Refused as error:
-            if error.status in (409, 412):
-                self.ability.conditional_put = True
-        except FAILURES as error:
-            log.debug("%s did not say whether it minds conditions: %s", self.place, error)
+    def learn_condition(self) -> None:
+        """Whether the server minds the condition of a PutObject: an object of our own is written twice and removed. Known
+        for all sessions of the block then; one request saved for each file."""
+        ability = self.ability
+        with ability.learning:
+            if ability.conditional_put is not None or self.rules.conditional is not None or self.rules.lock_mode:
+                return
+            key, ability.conditional_put = self.marker("condition", secrets.token_hex(8)), False
+            try:
+                with self.wire() as wire:
+                    wire.ask("PUT", key, {}, {**self.rules.encryption, **self.if_absent()})
+                    try:
+                        wire.ask("PUT", key, {}, {**self.rules.encryption, **self.if_absent()})
+                    except Refused as error:
+                        ability.conditional_put = error.status in (409, 412)
+                    wire.ask("DELETE", key)
+            except FAILURES as error:
+                log.debug("%s did not say whether it minds conditions: %s", self.place, error)
 
     def object_headers(self, mtime_ns: int | None) -> dict[str, str]:
         """What a new object is given, as the block says."""

@@ -440,6 +440,8 @@ class S3Upload(Upload):
     def _put(self, name: str, key: str, data: bytearray, replace: bool) -> None:
         """The whole file in one request, its SHA-256 signed and, where the server keeps it, stored with it."""
         bucket = self.bucket
+        if not replace:
+            bucket.learn_condition()
         bucket.look_before(key, name, replace=replace, put=True)
         digest = hashlib.sha256(data)
         headers = bucket.object_headers(self._mtime) | ({} if replace else bucket.if_absent())
@@ -464,8 +466,6 @@ class S3Upload(Upload):
             wrong = bucket.is_md5(etag, answer) and etag != hashlib.md5(data, usedforsecurity=False).hexdigest()
         if wrong:
             raise HashMismatch("arrived with another checksum than it was sent with", path=name)
-        if not replace:
-            bucket.learn_condition(key, bucket.object_headers(self._mtime), data, digest.hexdigest())
 
     def keep(self) -> None:
         if self._multi is None:

@@ -67,6 +67,11 @@ class Lane:
             log.debug("the fast lane ended: %s", self._program.said())
         return data
 
+    @property
+    def ended(self) -> bool:
+        """Whether the client has ended."""
+        return self._program.poll() is not None
+
     def close(self) -> None:
         """End the client."""
         self._program.end(0)

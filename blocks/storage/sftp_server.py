@@ -134,6 +134,9 @@ class SftpServer:
 
     def lane(self) -> SftpServer:
         """The same folder over a connection for large files; this one where there is no other."""
+        if self._pipe is not None and self._pipe.ended:
+            self._pipe.close()
+            self._lane = self._pipe = None
         if self._lane is None:
             from blocks.storage.sftp_lane import lane_for
 

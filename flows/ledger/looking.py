@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import aliased
 
 from blocks import names
 from blocks.storage.base import FileInfo
@@ -97,17 +98,25 @@ class Looking(Connections):
             after = page[-1]["id"]
             limit = None if limit is None else limit - len(page)
 
-    def next_attempt(self, job: str) -> int | None:
-        """When the first of a job's deferred files is due (ms since the epoch); None if none waits for a time."""
+    def next_attempt(self, route_ids: Sequence[int], run_id: str, now: int) -> int | None:
+        """When the first deferred file of these routes is due (ms since the epoch), None if none waits for a time. What was
+        due before `now` counts only if this run has put it off: else nobody may ever come to it again."""
         with self._read() as c:
             return c.execute(
-                select(func.min(File.next_attempt_at)).join(Route, Route.id == File.route_id)
-                .where(Route.job == job, File.state == State.QUEUED)
+                select(func.min(File.next_attempt_at)).where(
+                    File.route_id.in_(route_ids), File.state == State.QUEUED,
+                    or_(File.next_attempt_at > now, File.run_id == run_id),
+                )
             ).scalar()  # fmt: skip
 
     def preferred(self, route_id: int, most: int) -> Iterator[list[FileInfo]]:
-        """Pages of the versions that wait and go before others, the most urgent first; at most so many."""
-        waiting = (File.route_id == route_id, File.state == State.QUEUED, File.priority > 0)
+        """Pages of the versions that wait and go before others, the most urgent first; at most so many. Of one path, the
+        newest."""
+        newer = aliased(File)
+        replaced = select(newer.id).where(
+            newer.route_id == route_id, newer.path == File.path, newer.id > File.id
+        ).exists()  # fmt: skip
+        waiting = (File.route_id == route_id, File.state == State.QUEUED, File.priority > 0, ~replaced)
         order = (File.priority.desc(), File.id)
         with self._read() as c:
             found = c.execute(select(*VERSION).where(*waiting).order_by(*order).limit(most)).all()

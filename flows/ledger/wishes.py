@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, case, delete, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, true, update
 
 from blocks import names
 from blocks.errors import ConfigError, Kind
@@ -116,8 +116,9 @@ class Wishes(Connections):
                     update(File).where(File.id.in_(page), File.state.in_(states)).values(**_changes(wish, to, who))
                 ).rowcount
                 if wish in LEFT_FOR_THE_RUN:
+                    given = File.wish == Wish.PAUSE if wish is Wish.RESUME else true()  # a cancel is not taken back
                     left += c.execute(
-                        update(File).where(File.id.in_(page), File.state.in_(ACTIVE))
+                        update(File).where(File.id.in_(page), File.state.in_(ACTIVE), given)
                         .values(wish=LEFT_FOR_THE_RUN[wish])
                     ).rowcount  # fmt: skip
         return Granted(moved, left)

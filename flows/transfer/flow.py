@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import httpx
@@ -15,16 +16,19 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from blocks.errors import ConfigError
+from blocks.errors import ConfigError, OnblockError
 from flows.ledger import Ledger
+from flows.ledger.store import now_ms
 from flows.transfer.job import TransferJob
 from flows.transfer.progress import Receipt
-from flows.transfer.retry import TASK_JITTER, TASK_RETRY_DELAYS_S
+from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.senders import ByPrefect, Unfinished
 from flows.transfer.shipment import Shipment
 from flows.transfer.story import all_well, carry_out, deliver_shipment, told
 from flows.transfer.successor import schedule
+
+log = logging.getLogger("onblock.transfer")
 
 
 class ShipmentVersions(CachePolicy):
@@ -67,26 +71,39 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
 
     require_limits(device or job.device)
     watcher = PrefectWatcher(job.name, str(flow_run.name), flight=flight, device=device or job.device)
-    with (
-        Ledger.open() as ledger,
-        TransferRun(job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)) as run,
-    ):
-        summary = carry_out(run, ByPrefect(run, deliver))
-        watcher.finish(run.meter)
-        due = ledger.next_attempt(job.name)
+    try:
+        with (
+            Ledger.open() as ledger,
+            TransferRun(
+                job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)
+            ) as run,
+        ):
+            summary = carry_out(run, ByPrefect(run, deliver))
+            watcher.finish(run.meter)
+            routes = [way.route_id for way in run.ways if way.route_id is not None]
+            due = ledger.next_attempt(routes, run.id, now_ms())
+    except OnblockError as error:  # a storage that is away cannot even be opened, or listed
+        if error.kind not in RETRIED:
+            raise
+        log.error("%s", error)
+        return Failed(message=f"{error}{_again(None)[0]}")
     watcher.summary(summary)
     text = told(summary)
     if summary["deferred"] and due is not None:
-        try:
-            again = schedule(flow_run.id, job.name, due)
-        except (PrefectException, httpx.HTTPError) as error:
-            text += f"; nobody will take up what was deferred before the next run: {error}"
-        else:
-            if again is not None:
-                text += f"; the next try is at {again:%Y-%m-%d %H:%M:%S} UTC"
-                if all_well(summary | {"deferred": 0}):
-                    return Completed(name="Deferred", message=text, data=summary)
+        words, scheduled = _again(due)
+        text += words
+        if scheduled and all_well(summary | {"deferred": 0}):
+            return Completed(name="Deferred", message=text, data=summary)
     return Completed(message=text, data=summary) if all_well(summary) else Failed(message=text, data=summary)
+
+
+def _again(due: int | None) -> tuple[str, bool]:
+    """Schedule the successor of this run; what to say of it, and whether there is one."""
+    try:
+        at = schedule(str(flow_run.id), due)
+    except (PrefectException, httpx.HTTPError) as error:
+        return f"; nobody will take it up before the next run: {error}", False
+    return (f"; the next try is at {at:%Y-%m-%d %H:%M:%S} UTC", True) if at is not None else ("", False)
 
 
 def require_limits(device: str | None) -> None:

@@ -16,7 +16,7 @@ from blocks.storage.base import Session
 from flows.ledger.states import State
 from flows.ledger.store import Outcome
 from flows.transfer import bulk
-from flows.transfer.accounts import Staged
+from flows.transfer.accounts import SOURCE, Staged
 from flows.transfer.job import Dedup, OnConflict
 from flows.transfer.progress import Receipt
 from flows.transfer.run import TransferRun
@@ -50,6 +50,8 @@ class Delivery(Staging):
                     for number, session in enumerate(self._sessions):
                         self._commit_way(session, [s for s in staged if s.leg.way == number])
                     self._write_down()
+                for way in self._away:
+                    run.pool.spoil(source if way == SOURCE else self._sessions[way])
         except Exception as error:
             # also after a defect of ours each row says what happened to it
             failure = as_onblock(error)

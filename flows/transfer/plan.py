@@ -52,13 +52,14 @@ def _plan_way(
 
     # known, but not done: what was left behind, deferred, failed or set aside
     if rows:
-        by_path = {f.path: f for f in page}
-        judged = {p.file.path: p for p in run.gate.judge([by_path[r.path] for r in rows], features)}
-        again = [r for r in rows if _worth_another(r, judged[r.path], run.job.on_conflict)]
+        by_version = {f[:4]: f for f in page}  # a page may hold two versions of one path
+        files = [by_version[r.path, r.size, r.mtime_ns, r.etag] for r in rows]
+        judged = {r.id: p for r, p in zip(rows, run.gate.judge(files, features), strict=True)}
+        again = [r for r in rows if _worth_another(r, judged[r.id], run.job.on_conflict)]
         if not run.dry:
             run.ledger.mark_seen(run.id, rows)
             queued = {r.id: r for r in run.ledger.requeue(run.id, again)}
-            run.ledger.judged(_news([(queued.get(r.id, r), judged[r.path]) for r in rows]))
+            run.ledger.judged(_news([(queued.get(r.id, r), judged[r.id]) for r in rows]))
         else:
             queued = {r.id: r for r in again}
         now = now_ms()
@@ -66,14 +67,14 @@ def _plan_way(
             row = queued.get(row.id, row)
             if row.state is not State.QUEUED:
                 _count(row.state, row.kind, receipt)
-            elif judged[row.path].state is not State.QUEUED:
-                _count(judged[row.path].state, None, receipt)
+            elif judged[row.id].state is not State.QUEUED:
+                _count(judged[row.id].state, None, receipt)
             elif row.next_attempt_at is not None and row.next_attempt_at > now:
                 receipt.deferred += 1
             elif row.priority < 0 and not run.closing:
                 continue  # its turn comes
             else:
-                passage = judged[row.path]
+                passage = judged[row.id]
                 path = row.dest_path or passage.dest_path
                 assert path is not None  # the gate lets it pass
                 todo.append((passage.file, Leg(number, row.id, row.attempt, path)))

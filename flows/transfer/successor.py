@@ -19,23 +19,34 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.states import Scheduled
 
+from flows.ledger.store import now_ms
+from flows.transfer.retry import MOST_TRIES, delay_s
+
 TAG = "onblock-successor"
 """On runs that were scheduled here."""
 LATER_MS = 1000
 """So much after the earliest attempt is due: clocks differ a little."""
 
 
-def schedule(flow_run_id: UUID | str, job: str, at_ms: int) -> datetime | None:
+def schedule(flow_run_id: UUID | str, at_ms: int | None = None) -> datetime | None:
     """Have the deployment of this flow run run again at `at_ms` (UTC), with the same parameters; when that will be.
 
-    A successor that is due before then serves as well. None for a run without a deployment: nobody could start it.
-    Raises what Prefect's client raises.
+    Without `at_ms`, because the run could not even begin: after a wait that grows with the runs in a row to which that
+    happened, as for a file. A successor that is due before then serves as well. None for a run without a deployment
+    (nobody could start it), and when it was tried often enough. Raises what Prefect's client raises.
     """
-    at = datetime.fromtimestamp((at_ms + LATER_MS) / 1000, UTC)
     with get_client(sync_client=True) as client:
         this = client.read_flow_run(UUID(str(flow_run_id)))
         if this.deployment_id is None:
             return None
+        tags = [TAG]
+        if at_ms is None:
+            tries = 1 + max((int(t.rpartition(":")[2]) for t in this.tags if t.startswith(f"{TAG}:")), default=0)
+            if tries >= MOST_TRIES:
+                return None
+            tags.append(f"{TAG}:{tries}")
+            at_ms = now_ms() + int(1000 * delay_s(tries))
+        at = datetime.fromtimestamp((max(at_ms, now_ms()) + LATER_MS) / 1000, UTC)
         waiting = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[this.deployment_id]),
@@ -48,7 +59,7 @@ def schedule(flow_run_id: UUID | str, job: str, at_ms: int) -> datetime | None:
             return min(due)
         parameters: dict[str, Any] = this.parameters or {}
         made = client.create_flow_run_from_deployment(
-            this.deployment_id, parameters=parameters, state=Scheduled(scheduled_time=at), tags=[TAG],
-            idempotency_key=f"{TAG} {job} {at_ms}",
+            this.deployment_id, parameters=parameters, state=Scheduled(scheduled_time=at), tags=tags,
+            idempotency_key=f"{TAG} {this.id} {this.run_count}",
         )  # fmt: skip
         return made.next_scheduled_start_time or at

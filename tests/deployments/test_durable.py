@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -58,7 +59,9 @@ def test_what_is_deferred_gets_one_successor_at_the_earliest_attempt(
             from sqlalchemy import text
 
             c.execute(text(f"UPDATE files SET state = 'QUEUED', kind = 'NETWORK', tries = 4, next_attempt_at = {due}"))
-        assert ledger.next_attempt("defers") == due
+        route = [r["route_id"] for r in ledger.files()]
+        assert ledger.next_attempt(route, "another", due - 1) == due
+        assert ledger.next_attempt(route, "another", due) is None, "nobody may ever come to it again"
     for _ in range(3):
         again = ended(client, started(client, "defers"))
         assert (again.state.name, again.state.type) == ("Deferred", StateType.COMPLETED), again.state.message
@@ -136,6 +139,26 @@ def test_a_run_that_is_cancelled_in_the_ui_ends_in_order(
     assert ended(client, started(client, "cancelled")).state.is_completed()
     assert (tmp_path / "archive" / "clip.mp4").read_bytes() == recording
     assert part() == 0
+
+
+def test_a_storage_that_is_away_when_the_run_begins(
+    client: SyncPrefectClient, write_job: WriteJob, worker: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The run cannot even open it: its successor tries again, and again later."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    bootstrap([write_job("away", settle={"quiet": "0s"}, destination={
+        "type": "sftp-storage", "host": "127.0.0.1", "port": port, "user": "u", "password": "p", "root": "/x",
+        "host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIE0rbQ5ZsWmFqBWKZz6Y1oS7ZyqVtVZ1E8eX1oQmYb9y",
+    })])  # fmt: skip
+    (tmp_path / "card" / "clip.mp4").write_bytes(b"x")
+    run = started(client, "away")
+    worker(POOL)
+    first = ended(client, run)
+    assert first.state.is_failed() and "the next try is at" in (first.state.message or ""), first.state
+    until("a second successor", lambda: len(successors(client, run)) >= 2, 60)
+    assert {t for r in successors(client, run) for t in r.tags} >= {f"{successor.TAG}:1", f"{successor.TAG}:2"}
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])

@@ -141,6 +141,8 @@ class Rows(RuleBasedStateMachine):
             return
         moved = [i for i in ids if self.state[i] in states]
         left = [i for i in ids if self.state[i] in ACTIVE]
+        if wish is Wish.RESUME:  # takes back a pause, never a cancel
+            left = [i for i in left if self.wish.get(i) is Wish.PAUSE]
         assert self.ledger.grant(wish, chosen, who="x") == (len(moved), len(left))
         self.state |= dict.fromkeys(moved, to)
         for i in left:

@@ -219,3 +219,28 @@ def test_an_urgent_file_that_is_gone_stops_nobody(bench: Bench) -> None:
     summary = bench.run()
     assert (summary["delivered"], summary["failed"]) == (2, 1)
     assert bench.files().keys() == {"f0", "f2"}
+
+
+def test_two_versions_of_one_path_are_not_taken_for_each_other(bench: Bench) -> None:
+    bench.put("a", b"first take")
+    bench.run()
+    bench.put("a", b"the second take", mtime=1_700_000_100.0)
+    bench.run()
+    with Ledger.open() as ledger:
+        ledger.grant(Wish.RETRY, ledger.choose(job="job"), who="me")
+        ledger.prioritise(ledger.choose(job="job"), Priority.HIGH)
+    bench.run()
+    with Ledger.open() as ledger:
+        first, second = ledger.files()
+    assert first["state"] == State.CANCELLED and first["kind"] == Kind.SOURCE_CHANGED
+    assert (second["state"], second["size"]) == (State.VERIFIED, len(b"the second take"))
+    assert sorted(bench.files().values()) == [b"first take", b"the second take"]
+
+
+def test_what_is_delivered_is_not_sent_again_unless_it_is_named(bench: Bench, onblock: Cli) -> None:
+    bench.put("a")
+    bench.run()
+    assert onblock("transfers", "retry", "--job", "job").returncode == 2
+    assert rows() == [(State.VERIFIED, None)]
+    assert onblock("transfers", "retry", "--job", "job", "--state", "VERIFIED").returncode == 0
+    assert rows() == [(State.QUEUED, None)]
