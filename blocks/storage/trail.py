@@ -1,5 +1,6 @@
 """Reading back a large local file while it is still being written: another thread follows the writer, past the page
-cache, and hashes what has reached the disk. Then little is left to prove when the last byte is written.
+cache, and hashes what has reached the disk. Then little is left to prove when the last byte is written. What is hurt on
+the disk after it was read back here is not seen: `fresh` digests (`verify: readback`) read all of it at the end.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from typing import Any
 from blocks.errors import DiskFull, NetworkError
 from blocks.names import TEMPORARY
 from blocks.storage import LocalStorage
+from blocks.storage.base import aligned_buffer
 from blocks.storage.local import LocalSession, LocalUpload
 from flows.ledger import Ledger, State
 from flows.ledger.states import ACTIVE
@@ -149,16 +150,12 @@ class FaultyUpload(LocalUpload):
         if fault == "short write":
             super().write(chunk[: len(chunk) // 2 // 4096 * 4096])
             raise NetworkError("the cable was pulled in the middle")
+        if fault == "flipped byte" and len(chunk):  # on its way: what is read back is what arrived
+            spoilt = aligned_buffer(len(chunk))
+            spoilt[: len(chunk)] = chunk
+            spoilt[len(chunk) - 1] ^= 1
+            chunk = memoryview(spoilt)[: len(chunk)]
         super().write(chunk)
-        if fault == "flipped byte" and len(chunk):
-            with Path(self.staged).open("r+b") as file:
-                at = os.fstat(file.fileno()).st_size - 1
-                file.seek(at)
-                byte = file.read(1)[0]
-                file.seek(at)
-                file.write(bytes([byte ^ 1]))
-                file.flush()
-                os.fsync(file.fileno())
         done(fault)
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
