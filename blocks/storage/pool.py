@@ -29,12 +29,8 @@ class SessionPool:
             yield session
         except NetworkError:
             self.spoil(session)
-            self._put(storage, session)
             raise
-        except BaseException:
-            self._put(storage, session)
-            raise
-        else:
+        finally:
             self._put(storage, session)
 
     def spoil(self, session: Session) -> None:

@@ -52,6 +52,10 @@ LEFT_FOR_THE_RUN: dict[Wish, Wish | None] = {Wish.PAUSE: Wish.PAUSE, Wish.CANCEL
 """For rows that a run works on: what is left for it. To resume takes a pause back; to retry is refused."""
 
 
+CLEAR = "{}"
+"""The journal of a cancelled file: the next run looks whether something of it lies at the destination."""
+
+
 class Chosen(NamedTuple):
     """A row that somebody chose."""
 
@@ -172,7 +176,7 @@ def _changes(wish: Wish, to: State, who: str) -> dict[str, Any]:
         kind = Kind.PAUSED if wish is Wish.PAUSE else Kind.CANCELLED
         changes |= {"kind": kind, "message": f"{to.lower()} by {who}", "stage": None}
     if to is State.CANCELLED:  # the next run of the job looks whether something of it lies at the destination
-        changes |= {"journal": case((File.attempt > 0, func.coalesce(File.journal, "{}")), else_=None)}
+        changes |= {"journal": case((File.attempt > 0, func.coalesce(File.journal, CLEAR)), else_=None)}
     return changes
 
 

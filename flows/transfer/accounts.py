@@ -12,6 +12,7 @@ from blocks.errors import Cancelled, Kind, NetworkError, OnblockError
 from blocks.storage.base import FileInfo, Upload
 from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
+from flows.ledger.wishes import CLEAR
 from flows.transfer import pump, retry
 from flows.transfer.progress import Receipt
 from flows.transfer.reservations import Hold
@@ -21,8 +22,6 @@ from flows.transfer.shipment import Leg, Shipment
 
 log = logging.getLogger("onblock.transfer")
 
-CLEAR = "{}"
-"""The journal of a cancelled file: the next run looks whether something of it lies at the destination."""
 SOURCE = -1
 """Stands for the source where ways are counted."""
 
