@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test up bench torture lint clean
+.PHONY: install demo test up bench torture lint docs screenshots clean
 
 install: $(READY)
 
@@ -36,6 +36,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(READY)
+	@$(BIN)/python -m tests.docs.storages
+
+screenshots: $(READY)
+	@$(BIN)/python -m tests.servers.install
+	$(BIN)/python -m tests.docs.screenshots
 
 clean:
 	rm -rf $(VENV)

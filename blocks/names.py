@@ -94,12 +94,20 @@ def temporary(path: str, key: str) -> str:
     return f"{folder}{slash}.onblock-{digest}.part"
 
 
+PACKED = frozenset({".gz", ".bz2", ".xz", ".zst"})
+"""Extensions after which the one before them says what the file is."""
+
+
 def alternatives(path: str) -> Iterator[str]:
-    """Other names for `path` when something is there: `clip.mp4` -> `clip~2.mp4`, `clip~3.mp4` ..., each legal."""
+    """Other names for `path` when something is there: `clip.mp4` -> `clip~2.mp4`, `clip~3.mp4` ..., each legal.
+    `log.txt.gz` -> `log~2.txt.gz`."""
     folder, slash, name = path.rpartition("/")
     stem, dot, ext = name.rpartition(".")
     if not stem:
         stem, dot, ext = name, "", ""
+    inner, inner_dot, inner_ext = stem.rpartition(".")
+    if inner and f".{ext.lower()}" in PACKED and 0 < len(inner_ext) <= 5 and inner_ext.isalnum():
+        stem, ext = inner, f"{inner_ext}{inner_dot}{ext}"  # what is unpacked keeps its extension
     for n in range(2, 10_000):
         tail = f"~{n}{dot}{ext}"
         keep = NAME_MAX - len(os.fsencode(tail))

@@ -29,15 +29,18 @@ from deployments.server import Report, create_automations, create_limits, create
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+    from flows.transfer.job import TransferJob
+
 PREFECT_YAML = Path(__file__).parents[1] / "prefect.yaml"
 
 
-def bootstrap(jobs: Iterable[Path | str] = (), prefect_yaml: Path = PREFECT_YAML) -> Report:
-    """Bring the server of PREFECT_API_URL to where it should be. Raises ConfigError, NetworkError."""
-    from flows.transfer.job import load_job
+def bootstrap(jobs: Iterable[Path | str | TransferJob] = (), prefect_yaml: Path = PREFECT_YAML) -> Report:
+    """Bring the server of PREFECT_API_URL to where it should be, and deploy jobs, read or to be read. Raises ConfigError,
+    NetworkError."""
+    from flows.transfer.job import TransferJob, load_job
 
     report = Report()
-    names: dict[str, Path | str] = {}
+    names: dict[str, Path | str | TransferJob] = {}
     with connect() as client:
         register_blocks(report)
         create_limits(client, [], report)  # before anything can run: a missing limit is silently no limit
@@ -46,8 +49,8 @@ def bootstrap(jobs: Iterable[Path | str] = (), prefect_yaml: Path = PREFECT_YAML
         if prefect_yaml != PREFECT_YAML or prefect_yaml.exists():  # an installed wheel comes without the examples
             deploy_file(client, prefect_yaml, report)
         for path in jobs:
-            job = load_job(path)
-            if (other := names.setdefault(job.name, path)) != path:
+            job = path if isinstance(path, TransferJob) else load_job(path)
+            if (other := names.setdefault(job.name, path)) is not path and other != path:
                 raise ConfigError(f"has the name {job.name!r} of {other}; each job needs its own", path=str(path))
             deploy_job(client, job, report)
     return report

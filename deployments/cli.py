@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments import interrupt
+from deployments.access import access
+from deployments.hooks import hook
+from deployments.imports.command import import_fileflow
+from deployments.notify import notify
 from deployments.overrides import overrides
+from deployments.recordings import register as register_recordings
+from deployments.timeline import recording
 from deployments.told import as_json as _as_json
 from deployments.told import print_json as _print_json
 from deployments.transfers import transfers
@@ -34,6 +40,10 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(transfers, name="transfers")
 app.add_typer(overrides, name="overrides")
+app.add_typer(hook, name="hook")
+app.add_typer(access, name="access")
+app.add_typer(notify, name="notify")
+app.add_typer(recording, name="recording")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job to run: see the README for its keys.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")]
@@ -154,6 +164,9 @@ def plan(
     rest = [f"{report[k]} {k}" for k in ("duplicates", "settling", "deferred", "blocked", "failed") if report[k]]
     shipments_made = f"{number} shipment" + "s" * (number != 1)
     console.print(f"{scanned.files} scanned, {shipments_made}" + "".join(f", {r}" for r in rest))
+    if job.steps:
+        chain = " -> ".join(step.kind for step in job.steps)
+        console.print(f"each goes through {chain} first, which may give it other names")
 
 
 @app.command()
@@ -190,7 +203,9 @@ def verify(job_file: JobFile, as_json: Json = False) -> None:
     raise typer.Exit(1 if bad else 0)
 
 
+register_recordings(app)
 register_upkeep(app)
+app.command()(import_fileflow)
 
 
 # -- the machine ----------------------------------------------------------------------------------------------------
@@ -199,12 +214,13 @@ register_upkeep(app)
 @app.command()
 def doctor(
     job_file: Annotated[Path | None, typer.Argument(metavar="[JOB.yaml]", help="Also try the storages of this job.")] = None,
+    device: Annotated[str | None, typer.Option(help="Also the cameras, battery, panel and clock that its agent uses.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Check what onblock needs on this machine, and say what to do about what is missing."""
     from deployments.doctor import examine
 
-    checks = examine(job_file)
+    checks = examine(job_file, device)
     if as_json:
         _print_json({"checks": [c._asdict() for c in checks]})
     else:
@@ -218,11 +234,40 @@ def up(
     jobs: Annotated[list[Path] | None, typer.Argument(metavar="[JOB.yaml ...]", help="Jobs to deploy.")] = None,
     host: Annotated[str, typer.Option(help="Address the server listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port the server listens on.")] = 4200,
-) -> None:
-    """Start a Prefect server and a worker, register blocks, limits and jobs, and say where they are."""
+    console_port: Annotated[int, typer.Option(help="Port the console listens on, pages and webhooks.")] = 4280,
+    console_host: Annotated[str | None, typer.Option(help="Address the console listens on; --host if not given.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of the console, PEM: it speaks TLS then.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of that certificate, PEM.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="Address of the console in browsers, where a proxy stands before it: https://HOST.")] = None,
+) -> None:  # fmt: skip
+    """Start a Prefect server, a worker and the console, register blocks, limits and jobs, and say where they are."""
+    from blocks.errors import ConfigError
     from deployments.up import up as start
 
-    raise typer.Exit(start(jobs or [], host=host, port=port))
+    if (tls_cert is None) != (tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key go together")
+    for file in (tls_cert, tls_key):
+        if file is not None and not file.is_file():
+            raise ConfigError("is no file", path=str(file))
+    tls = (tls_cert, tls_key) if tls_cert and tls_key else None
+    if public_url is not None:
+        from deployments.console.outside import public_origin
+
+        public_origin(public_url)
+    raise typer.Exit(start(jobs or [], host, port, console_port, console_host, tls, public_url))
+
+
+@app.command()
+def agent(
+    device: Annotated[str, typer.Option(help="The device that this machine is, such as cam-01.")],
+    settings: Annotated[
+        Path | None, typer.Option(help="Its settings; agent.yaml in ONBLOCK_HOME if not given.")
+    ] = None,
+) -> None:
+    """Run a device: button and lights, recording, status, and a worker for the pool device-NAME."""
+    from deployments.agent.agent import run as run_agent
+
+    raise typer.Exit(run_agent(device, settings))
 
 
 @app.command()
@@ -260,7 +305,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for how, n in summary["verified_by"].items():
         what = "already there with the same content" if how == "found" else f"verified by {how}"
         out.print(f"  {n} {what}", markup=False)
-    if not (summary["scanned"] or summary["settling"]):
+    if not (summary["scanned"] or summary["settling"] or summary["problems"]):
         out.print("  the source shows no files that this job takes", markup=False)
     for d in summary["destinations"]:
         out.print(f"  at {d['place']}" + (f"/{d['folder']}" if d["folder"] else ""), markup=False)
@@ -314,6 +359,7 @@ class _Bar:
     def __init__(self, job: str, *, quiet: bool):
         self._job, self._quiet = job, quiet or not sys.stderr.isatty()
         self._progress: Any = None
+        self._doing = job
 
     def __enter__(self) -> _Bar:
         if not self._quiet:
@@ -339,12 +385,22 @@ class _Bar:
         """Once a second, from the run."""
         if self._progress is not None:
             self._progress.update(
-                self._task, total=meter.bytes_planned or None, completed=meter.bytes_done,
+                self._task, description=self._doing, total=meter.bytes_planned or None, completed=meter.bytes_done,
                 files=f"{meter.files_done:,}/{meter.files_planned:,}{'+' if meter.scanning else ''} files",
             )  # fmt: skip
 
     def shipment(self, event: str, shipment: Shipment, receipt: Receipt | None = None) -> None:
         """Nothing: the bar moves each second."""
+
+    def progress(self, phase: str, path: str, done: float) -> None:
+        """Which file the steps are at; shown with the next tick."""
+        from blocks import names
+
+        if phase == "process":  # of the others the bar shows the bytes
+            self._doing = f"{self._job}: {phase} {names.display(path.rpartition('/')[2])} {done:.0%}"
+
+    def set_aside(self, what: str, row_id: int) -> None:
+        """Nothing: the summary tells."""
 
     def __exit__(self, *exc: object) -> None:
         if self._progress is not None:

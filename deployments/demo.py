@@ -1,8 +1,8 @@
 """`onblock demo`: a flight in miniature, delivered by the same command a user types, through Prefect, and checked.
 
-Here are the story told around three runs of `onblock run`, and the Prefect server that is there as long as it is told.
-The flight is made in `flight.py`; how files are moved is not here either: the demo starts the program as a child and
-believes its summary only where `sha256sum`, Prefect and its own look at the folders agree.
+Here is the story told around three runs of `onblock run`. The flight is recorded in `demo_capture.py` and made in
+`flight.py`; folders and Prefect server are those of `demo_stage.py`. How files are moved is not here either: the demo
+starts the program as a child and believes its summary only where `sha256sum`, Prefect and its own look at the folders agree.
 """
 
 from __future__ import annotations
@@ -11,16 +11,9 @@ import json
 import os
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +22,26 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from deployments import up
+from deployments.demo_camera import fly
+from deployments.demo_capture import FOLDER, SECONDS, record
+from deployments.demo_stage import (
+    DEVICE,
+    FLIGHT,
+    DemoFailed,
+    Places,
+    Prefect,
+    fresh_folder,
+    leave,
+    left,
+    prefect_server,
+)
 from deployments.flight import CLIPS, PHOTOS, TELEMETRY, correct_altitudes, make_card
-from deployments.server import limits
 
-FLIGHT = "flight-0042"
-DEVICE = "card"
 LARGE, MAX_FILES = 450_000, 200
 """Files of that many bytes travel alone, smaller ones with so many at most: what each of the job's tasks moves. Not many
 tasks: each may wait 2 s for its slots, when SQLite is locked as it asks."""
 TIME_LIMIT = 120
 """Seconds after which a child counts as hung."""
-SERVER_WITHIN = 60.0
-"""Seconds the Prefect server may take to answer."""
-ANSWER_WITHIN = 30.0
-"""Seconds the Prefect server may be too busy to answer, and may take to write down how tasks ended: it learns that from
-events, a little later."""
 
 HOW = {
     "checksum": "SHA-256 taken while reading, the copy read back and compared",
@@ -54,78 +51,30 @@ HOW = {
 }
 
 
-class DemoFailed(Exception):
-    """Something was not as it must be; the message is the one line that says what."""
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where one demo lives: all below one new folder."""
-
-    root: Path
-
-    @property
-    def card(self) -> Path:
-        return self.root / "card"
-
-    @property
-    def archive(self) -> Path:
-        return self.root / "archive"
-
-    @property
-    def delivered(self) -> Path:
-        return self.archive / FLIGHT
-
-    @property
-    def manifest(self) -> Path:
-        return self.delivered / "checksums.sha256"
-
-    @property
-    def job(self) -> Path:
-        return self.root / "job.yaml"
-
-    @property
-    def home(self) -> Path:
-        return self.root / "onblock-home"
-
-    @property
-    def prefect(self) -> Path:
-        return self.root / "prefect-home"
-
-
 def demo(home: Path | None = None) -> int:
     """Run the demo below `home`/demo (default: below ONBLOCK_HOME). 0 if all was as it must be, else 1."""
     console = Console(highlight=False, soft_wrap=True)
     try:
-        at = _fresh_folder(home)
+        at = fresh_folder(home)
         with prefect_server(at) as prefect:
             _tell(console, at, prefect)
     except DemoFailed as failure:
+        if left:  # what was under way took the interruption for a failure of its own
+            leave(left[0], None)
         console.print(Text(f"\nThe demo FAILED: {failure}", "bold red"))
         return 1
     except OSError as error:
+        if left:
+            leave(left[0], None)
         console.print(Text(f"\nThe demo FAILED: {error.filename or 'a file'}: {error.strerror}", "bold red"))
         return 1
     return 0
 
 
-def _fresh_folder(home: Path | None) -> _Places:
-    """A new folder named by the time, so that the demo works twice."""
-    base = (home or Path(os.environ.get("ONBLOCK_HOME") or "~/.onblock").expanduser()).absolute() / "demo"
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    for suffix in ["", *(f"-{n}" for n in range(2, 100))]:
-        try:
-            (base / (stamp + suffix)).mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return _Places(base / (stamp + suffix))
-    raise DemoFailed(f"{base} has a hundred demos of this very second")
-
-
 # -- the story --------------------------------------------------------------------------------------------------
 
 
-def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
+def _tell(console: Console, at: Places, prefect: Prefect) -> None:
     def step(number: int, title: str) -> None:
         console.print(Text(f"\n{number}. {title}", "bold cyan"))
 
@@ -133,28 +82,32 @@ def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
         console.print(Text(f"   {text}"))
 
     say(f"A Prefect server of the demo's own is starting: {prefect.url}")
-    step(1, "A flight has ended: its recordings are on a card")
+    step(1, f"In flight: two cameras and an inertial sensor are recorded, for {SECONDS} s. On a device you would type:")
+    recorded = record(console, at.root, at.card, prefect.env)
+
+    step(2, "The flight has ended: its recordings are on a card")
     with console.status("encoding video and photos"):
         make_card(at.card)
     before = _files(at.card)
     count, size = len(before), sum(p.stat().st_size for p in before.values())
     say(f"{count} files, {decimal(size)}, in {at.card}")
-    say(f"{len(CLIPS)} H.264 clips, {PHOTOS} photos, {TELEMETRY}; one name has spaces and umlauts: {list(CLIPS)[-1]!r}")
+    say(f"{recorded} and what belongs to it, {len(CLIPS)} H.264 clips, {PHOTOS} photos, {TELEMETRY}")
+    say(f"one name has spaces and umlauts: {list(CLIPS)[-1]!r}")
 
-    step(2, "A job says what goes where")
+    step(3, "A job says what goes where")
     at.job.write_text(_job(at), "utf-8")
     say(f"{at.job} holds:")
     console.print(
         Text("".join(f"     {line}\n" for line in at.job.read_text("utf-8").splitlines()).rstrip("\n"), "dim")
     )
 
-    step(3, "Get the Prefect server ready: limits for the tags of the job's tasks")
+    step(4, "Get the Prefect server ready: limits for the tags of the job's tasks")
     with console.status("waiting for the Prefect server"):
         prefect.wait()
     say(f"up after {time.monotonic() - prefect.started:.1f} s; its state is in {at.prefect}")
     say("limits   " + ", ".join(f"{tag}: {slots} at a time" for tag, slots in prefect.make_limits().items()))
 
-    step(4, "Deliver it. Where PREFECT_API_URL is set, this is a flow run. You would type:")
+    step(5, "Deliver it. Where PREFECT_API_URL is set, this is a flow run. You would type:")
     _show(console, f"export PREFECT_API_URL={prefect.url}/api")
     first = _run(console, at, prefect)
     _expect("first run", first, scanned=count, delivered=count, duplicates=0)
@@ -167,18 +120,18 @@ def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
     large = sum(p.stat().st_size >= LARGE for p in before.values())
     _seen(console, prefect, large + -(-(count - large) // MAX_FILES))
 
-    step(5, "Do not believe it: check with a program that knows nothing of onblock. You would type:")
+    step(6, "Do not believe it: check with a program that knows nothing of onblock. You would type:")
     _sha256sum(console, at, at.delivered, count)
     say("The same list holds for the card, so what arrived is what was recorded:")
     _sha256sum(console, at, at.card, count)
 
-    step(6, "Run the job again: there is nothing to do")
+    step(7, "Run the job again: there is nothing to do")
     again = _run(console, at, prefect)
     _expect("second run", again, scanned=count, delivered=0, duplicates=count)
     say(f"0 delivered, all {count} known (duplicates), {again['seconds']:.2f} s. Nothing was read or written twice.")
     _seen(console, prefect, 0)
 
-    step(7, f"Change one file, keeping its size ({TELEMETRY}), and run again")
+    step(8, f"Change one file, keeping its size ({TELEMETRY}), and run again")
     old = before[TELEMETRY].read_bytes()
     correct_altitudes(before[TELEMETRY])
     new = before[TELEMETRY].read_bytes()
@@ -196,7 +149,11 @@ def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
     say("The manifest lists both:")
     _sha256sum(console, at, at.delivered, count + 1)
 
+    flown = fly(console, step, 9, at.root, prefect.url, prefect.env)
+
     console.print(Text("\nAll as it must be.", "bold green"))
+    say(f"recording {at.delivered / FOLDER}")
+    say(f"clips     {flown}")
     say(f"archive   {at.delivered}")
     say(f"manifest  {at.manifest}")
     say("Have a look, put a file on the card and run the job again: without PREFECT_API_URL it needs no server.")
@@ -204,12 +161,13 @@ def _tell(console: Console, at: _Places, prefect: Prefect) -> None:
     say("The demo's Prefect server ends with it. `onblock up` keeps such a server running, with its UI and a worker.")
 
 
-def _job(at: _Places) -> str:
+def _job(at: Places) -> str:
     job = {
         "name": "demo",
         "source": {"type": "local-storage", "root": str(at.card)},
         "destination": {"type": "local-storage", "root": str(at.archive), "create_root": True},
         "device": DEVICE,
+        "exclude": [".*"],
         "path": "{flight}/{path}",
         "verify": "checksum",
         "on_conflict": "rename",
@@ -219,7 +177,7 @@ def _job(at: _Places) -> str:
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True)
 
 
-def _run(console: Console, at: _Places, prefect: Prefect) -> dict[str, Any]:
+def _run(console: Console, at: Places, prefect: Prefect) -> dict[str, Any]:
     """Run the job as a user does, in a process of its own; its summary."""
     words = ["run", str(at.job), "--flight", FLIGHT]
     _show(console, f"ONBLOCK_HOME={shlex.quote(str(at.home))} {shlex.join(['onblock', *words])}")
@@ -257,7 +215,7 @@ def _expect(which: str, summary: dict[str, Any], **counts: int) -> None:
         raise DemoFailed(f"{which}: {proven} files verified, {counts['delivered']} delivered")
 
 
-def _summary(summary: dict[str, Any], at: _Places) -> Text:
+def _summary(summary: dict[str, Any], at: Places) -> Text:
     """One fact a line, unwrapped: paths can be copied."""
     lines = Text()
 
@@ -291,7 +249,7 @@ def _seen(console: Console, prefect: Prefect, tasks: int) -> None:
         console.print(Text("     no task runs: there was nothing to do", "dim"))
 
 
-def _sha256sum(console: Console, at: _Places, folder: Path, expected: int) -> None:
+def _sha256sum(console: Console, at: Places, folder: Path, expected: int) -> None:
     """`sha256sum -c` of the manifest in `folder`: all `expected` files are OK."""
     if not at.manifest.is_file():
         raise DemoFailed(f"there is no manifest at {at.manifest}")
@@ -317,108 +275,6 @@ def _show(console: Console, command: str) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All files below a folder by relative path."""
-    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-# -- Prefect ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prefect:
-    """The Prefect server of one demo. Asked over plain HTTP: settings of the user's Prefect stay out of it."""
-
-    url: str
-    env: dict[str, str]
-    """The environment of what is to use this server, and of the server."""
-    process: up.Child
-    started: float
-    """By `time.monotonic`."""
-
-    def wait(self) -> None:
-        """Wait until it answers. Raises DemoFailed if it does not within SERVER_WITHIN of its start."""
-        left = max(1.0, self.started + SERVER_WITHIN - time.monotonic())
-        if not up.wait_healthy(f"{self.url}/api/health", self.process, up.Stop(), left):
-            raise DemoFailed("\n".join(up.trouble(self.process, time.monotonic() - self.started)))
-
-    def make_limits(self) -> dict[str, int]:
-        """Make the limits that the flow demands; they, by tag."""
-        made = limits([DEVICE])
-        for tag, slots in made.items():
-            self._ask("/concurrency_limits/", {"tag": tag, "concurrency_limit": slots})
-        return made
-
-    def last_run(self, tasks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The latest flow run and its task runs, which must be so many and come to an end. Raises DemoFailed."""
-        flows = self._ask("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
-        if not flows:
-            raise DemoFailed("Prefect knows of no flow run")
-        mine = {"flow_runs": {"id": {"any_": [flows[0]["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        deadline = time.monotonic() + ANSWER_WITHIN
-        while True:
-            runs = self._ask("/task_runs/filter", mine)
-            ended = [r for r in runs if r["state"] and r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
-            if len(runs) == len(ended) == tasks:
-                return flows[0], runs
-            if time.monotonic() > deadline:
-                raise DemoFailed(f"Prefect knows of {len(runs)} tasks, {len(ended)} of them ended; {tasks} expected")
-            time.sleep(0.2)
-
-    def _ask(self, path: str, body: dict[str, Any]) -> Any:
-        data, head = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        deadline = time.monotonic() + ANSWER_WITHIN
-        while True:
-            try:
-                with up.DIRECT.open(urllib.request.Request(f"{self.url}/api{path}", data, head), timeout=30) as answer:
-                    return json.load(answer)
-            except (OSError, ValueError) as error:
-                # 503: its database is locked, as it often is for a moment after the start
-                if getattr(error, "code", None) != 503 or time.monotonic() > deadline:
-                    raise DemoFailed(f"the Prefect server gave no answer to {path}: {error}") from error
-                time.sleep(0.2)
-
-
-@contextmanager
-def prefect_server(at: _Places) -> Iterator[Prefect]:
-    """Start a Prefect server for this demo alone, not waiting until it answers. It ends with the block, whatever ends
-    that: SIGTERM and SIGHUP leave it as an exception, as Ctrl-C does; while the server is being ended they are ignored."""
-    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
-    before = {s: signal.signal(s, _leave) for s in heeded}
-    children: list[up.Child] = []
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        env = _environment(at, port, url)
-        at.prefect.mkdir()
-        children.append(up.start_server("127.0.0.1", port, env, at.prefect / "server.log", at.root))
-        yield Prefect(url, env, children[0], time.monotonic())
-    finally:
-        for number in heeded:
-            signal.signal(number, signal.SIG_IGN)
-        up.end(children)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, frame: object) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-
-def _environment(at: _Places, port: int, url: str) -> dict[str, str]:
-    """What `onblock up` gives its children, without what the user set for Prefect, for a proxy or for the ledger."""
-    given = {
-        key: value
-        for key, value in os.environ.items()
-        if key != "ONBLOCK_LEDGER_URL" and not key.upper().startswith("PREFECT_") and not key.lower().endswith("_proxy")
-    }
-    own = {
-        "ONBLOCK_HOME": str(at.home),
-        "PREFECT_HOME": str(at.prefect),
-        "PREFECT_PROFILES_PATH": str(at.prefect / "profiles.toml"),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
-        "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",  # 3 s for Prefect's own blocks, and the demo uses none
-        "PYTHONUTF8": "1",
-    }
-    return up.environment(given | own, "127.0.0.1", port, url)
+    """All files below a folder by relative path, without locks."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): p for p in found}

@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from blocks.errors import ConfigError
-from deployments.server import POOL, Report, create_limits, save_inline
+from deployments.server import POOL, QUEUES, Report, create_limits, save_inline
+from flows.transfer.form import read_yaml
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from flows.transfer.job import TransferJob
 
 ENTRYPOINT = "flows.transfer.flow.transfer"
+UNFINISHED = "unfinished"
+"""The version of a deployment whose triggers are not all there yet: deployed anew by the next bootstrap."""
+TRIGGER = "onblock-trigger"
+"""The tag of automations that are ours to replace; others that start the same deployment are somebody's own."""
 KEYS = {
     "name", "entrypoint", "description", "tags", "work_pool", "schedules", "parameters", "triggers",
     "concurrency_limit", "paused", "pull",
@@ -32,19 +35,18 @@ KEYS = {
 """Keys of a deployment in prefect.yaml that are understood here; another one is refused, not skipped."""
 
 
-def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> None:
-    """Deploy a job as `transfer/<job.name>`. Its inline storages become blocks: a parameter holds no secret."""
-    if job.schedule and "flight" in job.needs():
-        raise ConfigError(
-            f"the schedule of job {job.name!r} starts runs without a flight, and its path template needs {{flight}}",
-            remedy="take {flight} out of `path` ({date} may serve), or take out the schedule and give a flight with each run",
-        )
+def deploy_job(
+    client: SyncPrefectClient, job: TransferJob, report: Report, pool: str = POOL, *, by_hand: bool = False
+) -> None:
+    """Deploy a job as `transfer/<job.name>`, to be run by the workers of `pool`. Its inline storages become blocks: a
+    parameter holds no secret. `by_hand`: no file says so, but somebody; see `deploy`."""
+    check_schedule(job)
     for storage, role in [
         (job.source, "source"),
         *((d, f"destination-{i}") for i, d in enumerate(job.destinations, 1)),
     ]:
         if storage._block_document_id is None:
-            save_inline(storage, block_name(job.name, role), report)
+            save_inline(storage, block_name(job.name, role), report, beside=by_hand)
     plain = job.model_dump(mode="json", exclude_unset=True, exclude={"source", "destination", "more_destinations"})
     entry = {
         "name": job.name,
@@ -56,12 +58,27 @@ def deploy_job(client: SyncPrefectClient, job: TransferJob, report: Report) -> N
             "more_destinations": [_ref(d) for d in job.more_destinations],
         }},
         "schedules": [job.schedule.model_dump()] if job.schedule else [],
+        "work_pool": {"name": pool, "work_queue_name": None if job.priority == "normal" else QUEUES[job.priority]},
     }  # fmt: skip
-    deploy(client, entry, report)
-    _deploy_upkeep(client, job, entry["parameters"], report)
+
+    def upkeep() -> None:
+        _deploy_upkeep(client, job, entry["parameters"], report, pool, by_hand)
+
+    deploy(client, entry, report, by_hand=by_hand, then=upkeep)
 
 
-def _deploy_upkeep(client: SyncPrefectClient, job: TransferJob, parameters: dict[str, Any], report: Report) -> None:
+def check_schedule(job: TransferJob) -> None:
+    """Raises ConfigError for a job whose schedule starts runs that it cannot carry out."""
+    if job.schedule and "flight" in job.needs():
+        raise ConfigError(
+            f"the schedule of job {job.name!r} starts runs without a flight, and its path template needs {{flight}}",
+            remedy="take {flight} out of `path` ({date} may serve), or take out the schedule and give a flight with each run",
+        )
+
+
+def _deploy_upkeep(
+    client: SyncPrefectClient, job: TransferJob, parameters: dict[str, Any], report: Report, pool: str, by_hand: bool
+) -> None:
     """What the job says about its files after delivery, as `clean/<job>`, `retention/<job>` and `scrub/<job>`. What it
     no longer says is not left to run on its old schedule."""
     from prefect.exceptions import ObjectNotFound
@@ -76,8 +93,8 @@ def _deploy_upkeep(client: SyncPrefectClient, job: TransferJob, parameters: dict
         if wanted:
             deploy(client, {
                 "name": job.name, "entrypoint": f"flows.upkeep.flow.{name}", "tags": ["onblock"], "parameters": parameters,
-                "schedules": [schedule.model_dump()] if schedule else [],
-            }, report)  # fmt: skip
+                "schedules": [schedule.model_dump()] if schedule else [], "work_pool": {"name": pool},
+            }, report, by_hand=by_hand)  # fmt: skip
             continue
         try:
             found = client.read_deployment_by_name(f"{name}/{job.name}")
@@ -99,15 +116,10 @@ def block_name(job: str, role: str) -> str:
 
 def deploy_file(client: SyncPrefectClient, path: Path, report: Report) -> None:
     """Deploy every deployment of a prefect.yaml. Raises ConfigError that names the file and the deployment."""
-    try:
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        report.kept.append(
-            f"no {path.name} in {path.parent}: no deployments from it"
-        )  # installed without the repository
+    if not path.exists():  # installed without the repository
+        report.kept.append(f"no {path.name} in {path.parent}: no deployments from it")
         return
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
+    data = read_yaml(path, "the deployments")
     entries = data.get("deployments") if isinstance(data, dict) else None
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "name" in e for e in entries):
         raise ConfigError("has no list `deployments:` of mappings with a `name:`", path=str(path))
@@ -121,8 +133,14 @@ def deploy_file(client: SyncPrefectClient, path: Path, report: Report) -> None:
             raise
 
 
-def deploy(client: SyncPrefectClient, entry: dict[str, Any], report: Report) -> None:
-    """Deploy one entry, written as in prefect.yaml, unless the same was deployed before; and create its limits."""
+def deploy(
+    client: SyncPrefectClient, entry: dict[str, Any], report: Report, *, by_hand: bool = False,
+    then: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Deploy one entry, written as in prefect.yaml, unless the same was deployed before; and create its limits. What is
+    written `by_hand` is like an edit in the UI: it stays until the file that was deployed before it changes. It counts as
+    deployed once `then` is done, too."""
+    from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.exceptions import ObjectNotFound
     from prefect.utilities.callables import parameter_schema
 
@@ -130,7 +148,8 @@ def deploy(client: SyncPrefectClient, entry: dict[str, Any], report: Report) -> 
         raise ConfigError(f"there is no key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
     flow = _load_flow(entry.get("entrypoint", ENTRYPOINT))
     parameters = ids_for_slugs(client, entry.get("parameters") or {})
-    create_limits(client, _check_parameters(flow, parameters), report)
+    tags, starts = _check_parameters(flow, parameters)
+    create_limits(client, tags, report)
     pool = entry.get("work_pool") or {}
     if not isinstance(pool, dict):
         raise ConfigError("`work_pool` is a mapping, such as `{name: onblock}`")
@@ -148,26 +167,35 @@ def deploy(client: SyncPrefectClient, entry: dict[str, Any], report: Report) -> 
         "paused": entry.get("paused"),
         "pull_steps": [],
     }
-    schedules, triggers = entry.get("schedules") or [], entry.get("triggers") or []
+    schedules, triggers = entry.get("schedules") or [], [*(entry.get("triggers") or []), *starts]
     version = _fingerprint([content, schedules, triggers])
     label = f"deployment {flow.name}/{entry['name']}"
     try:
-        if client.read_deployment_by_name(f"{flow.name}/{entry['name']}").version == version:
+        before = client.read_deployment_by_name(f"{flow.name}/{entry['name']}").version
+        if before == version and not by_hand:
             report.kept.append(label)
             return
+        if by_hand and before and before != UNFINISHED:
+            version = before
         done = report.changed
     except ObjectNotFound:
         done = report.made
     # both are checked before anything is written; the server replaces the schedules with these
     planned, hooks = [_schedule(s) for s in schedules], _triggers(entry["name"], triggers)
     deployment_id = client.create_deployment(
-        flow_id=client.create_flow_from_name(flow.name), name=entry["name"], version=version, schedules=planned, **content
+        flow_id=client.create_flow_from_name(flow.name), name=entry["name"], version=UNFINISHED, schedules=planned, **content
     )  # fmt: skip
-    # triggers are anonymous automations that the deployment owns: replaced, as `prefect deploy` does it
-    client.delete_resource_owned_automations(f"prefect.deployment.{deployment_id}")
+    # triggers are automations that the deployment owns. The new ones are there before the old ones go, so that no event
+    # finds none; an event that finds both starts one run, or a second one that has nothing to do
+    related = client.read_resource_related_automations(f"prefect.deployment.{deployment_id}")
+    old = [a.id for a in related if TRIGGER in a.tags]
     for hook in hooks:
         hook.set_deployment_id(deployment_id)
-        client.create_automation(hook.as_automation())
+        client.create_automation(hook.as_automation().model_copy(update={"tags": [TRIGGER]}))
+    for automation in old:
+        client.delete_automation(automation)
+    then()
+    client.update_deployment(deployment_id, DeploymentUpdate(version=version))  # last: it says that all of it is there
     done.append(label + "".join(f", {s['cron']} {s.get('timezone', 'UTC')}" for s in schedules if s.get("cron")))
 
 
@@ -193,11 +221,13 @@ def ids_for_slugs(client: SyncPrefectClient, value: Any) -> Any:
     return {"$ref": {"block_document_id": str(block.id)}}
 
 
-def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> set[str]:
-    """Refuse parameters the flow would refuse, and storages written out in them; the devices they name."""
+def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple[set[str], list[dict[str, Any]]]:
+    """Refuse parameters the flow would refuse, and storages written out in them; the tags that need a limit, and the
+    triggers of the devices."""
     from prefect.exceptions import ParameterTypeError
 
     from flows.transfer.job import TransferJob
+    from flows.transfer.senders import destination_tags
 
     job = parameters.get("job")
     if isinstance(job, dict):
@@ -212,8 +242,38 @@ def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> set[s
         checked = flow.validate_parameters(parameters)
     except (ParameterTypeError, TypeError) as error:
         raise ConfigError(f"flow {flow.name!r} would not take these parameters: {error}") from error
-    devices = {v.device for v in checked.values() if isinstance(v, TransferJob)} | {parameters.get("device")}
-    return {d for d in devices if d}
+    jobs = [v for v in checked.values() if isinstance(v, TransferJob)]
+    devices = {job.device for job in jobs} | {parameters.get("device")}
+    tags = {tag for job in jobs if job.two_phases for tag in destination_tags(job.destinations)}
+    starts = [
+        start for job in jobs if flow.name == "transfer" and (device := parameters.get("device") or job.device)
+        for start in device_triggers(job.name, device, needs_flight="flight" in job.needs())
+    ]  # fmt: skip
+    return tags | {f"device:{d}" for d in devices if d}, starts
+
+
+def device_triggers(job: str, device: str, *, needs_flight: bool) -> list[dict[str, Any]]:
+    """A job of a device runs when a flight of it has ended, when it is connected, and when a recording of it is complete.
+    Who tells these events (`flows/starts.py`) starts the runs himself, by what is written here, and at once; those from
+    elsewhere are for the automation."""
+    from flows.capture.manifest import COMPLETED
+    from flows.starts import BY_AUTOMATION, DEVICE, START
+
+    flight, of = {"flight": "{{ event.payload.flight }}"}, {"device": "{{ event.payload.device }}"}
+    known = flight | of if needs_flight else of
+    itself = {"match": {"prefect.resource.id": f"{DEVICE}{device}", START: BY_AUTOMATION}}
+    of_it = {
+        "match": {"prefect.resource.id": "onblock.recording.*", START: BY_AUTOMATION},
+        "match_related": {"prefect.resource.id": f"{DEVICE}{device}", "prefect.resource.role": "device"},
+    }
+    return [
+        {"type": "event", "name": f"onblock: {what} {device} starts {job}", "expect": [event], **match, "parameters": parameters}
+        for what, event, match, parameters in (
+            ("flight end of", "onblock.flight.ended", itself, flight | of),
+            ("connection of", "onblock.device.connected", itself, known),
+            ("recording of", COMPLETED, of_it, known),
+        )
+    ]  # fmt: skip
 
 
 def _load_flow(entrypoint: str) -> Flow[..., Any]:

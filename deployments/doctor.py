@@ -30,9 +30,13 @@ class Check(NamedTuple):
     found: str
 
 
-def examine(job_file: Path | None = None) -> list[Check]:
-    """All checks; with a job, those of its storages too."""
+def examine(job_file: Path | None = None, device: str | None = None) -> list[Check]:
+    """All checks; with a job, those of its storages too; with a device, those of the hardware that its agent uses."""
     checks = [Check("Python", True, platform.python_version()), _packages(), _home(), _ledger(), *_prefect(), *_tools()]
+    if device is not None:
+        from deployments.agent.checks import examine_device
+
+        checks += [Check(*found) for found in examine_device(device)]
     if job_file is not None:
         try:
             job = load_job(job_file)

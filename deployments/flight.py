@@ -116,3 +116,37 @@ def correct_altitudes(log: Path) -> None:
     head, *rows = log.read_text("utf-8").splitlines(keepends=True)
     cells = (row.split(",") for row in rows)
     log.write_text(head + "".join(",".join([*c[:3], c[3].translate(table), c[4]]) for c in cells), "utf-8")
+
+
+def make_camera(folder: Path) -> list[str]:
+    """Write the recordings of a 360° camera below `folder`: a clip of both its lenses, fisheye beside fisheye, and a plain
+    one. Their paths."""
+    import av
+    from av.filter import Graph
+    from av.video.format import VideoFormat
+    from av.video.frame import VideoFrame
+
+    both, plain = "DCIM/Camera01/LENSES_0001.insv", "DCIM/Camera01/VID_0002.mp4"
+    (folder / both).parent.mkdir(parents=True)
+    _clip(folder / plain, 0.7, 2.0)
+    width, height = 960, 480
+    with av.open(str(folder / both), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        ground = _Ground(width, height, 0.4)
+        graph = Graph()
+        source = graph.add_buffer(width=width, height=height, format=VideoFormat("rgb24"), time_base=Fraction(1, RATE))
+        lenses = graph.add("v360", f"e:dfisheye:h_fov=190:v_fov=190:w={width}:h={height}")
+        sink = graph.add("buffersink")
+        source.link_to(lenses)
+        lenses.link_to(sink)
+        graph.configure()
+        for index in range(2 * RATE):
+            frame = VideoFrame.from_ndarray(ground.picture(index / RATE), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, RATE)
+            graph.push(frame)
+            seen = graph.pull()
+            assert isinstance(seen, VideoFrame)
+            container.mux(stream.encode(seen.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    return [both, plain]

@@ -5,6 +5,8 @@ What is there already stays as people made it. Deployments are in `deploy.py`, t
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,10 +22,15 @@ if TYPE_CHECKING:
 
 POOL = "onblock"
 """The work pool of the server's own worker. A device's agent has its own, `device-<name>`."""
+QUEUES = {"urgent": "urgent", "high": "high", "normal": "default", "low": "low"}
+"""By the priority of a job: the work queue of its runs, the first one first."""
 ALL_TAG, ALL_LIMIT = "onblock", 4
 """The tag that every shipment carries, and how many run at a time."""
-DEVICE_LIMIT = 2
-"""How many shipments read from one device at a time (tag `device:<name>`)."""
+CPU = "cpu"
+"""The tag of tasks that work on what was fetched; as many at a time as this machine has processors."""
+PLACE_LIMIT = 2
+"""How many shipments read from one device at a time (tag `device:<name>`), and how many of what was processed go to one
+destination (`destination:<block>`)."""
 DEAD_AFTER = timedelta(seconds=90)
 """A run that has not told for so long that it is alive is dead; it tells every 30 s."""
 MOST_RESTARTS = 5
@@ -43,9 +50,11 @@ class Report:
 
 def register_blocks(report: Report) -> None:
     """Register every storage as a block type, and make the demo's blocks if they are not there."""
+    from blocks.devices import DEVICES
+    from blocks.sender import WebhookSender
     from blocks.storage import STORAGES, LocalStorage
 
-    for cls in STORAGES.values():
+    for cls in [*STORAGES.values(), *DEVICES.values(), WebhookSender]:
         cls.register_type_and_schema(_sync=True)  # pyright: ignore[reportCallIssue]
     for name, folder in DEMO_BLOCKS.items():
         if load_block(LocalStorage, name):
@@ -79,16 +88,26 @@ def load_block(cls: type[Storage], name: str) -> Storage | None:
         ) from None
 
 
-def save_inline(storage: Storage, name: str, report: Report) -> None:
-    """Save a storage of a JOB.yaml as the block `name`, unless that block is the same already."""
+def save_inline(storage: Storage, name: str, report: Report, *, beside: bool = False) -> None:
+    """Save a storage of a JOB.yaml as the block `name`, unless that block is the same already. `beside`: another one of that
+    name stays as it is, and this becomes `name-2` or the next that is free, so that nothing changes before the job does."""
+    numbers = itertools.count(2)
+    wanted, there = name, load_block(type(storage), name)
+    while beside and there is not None and not _same(there, storage):
+        wanted = f"{name}-{next(numbers)}"
+        there = load_block(type(storage), wanted)
+    name = wanted
     label = f"block {storage._block_type_slug}/{name}"
-    there = load_block(type(storage), name)
-    if there is not None and _fields(there.model_dump()) == _fields(storage.model_dump()):
+    if there is not None and _same(there, storage):
         storage._block_document_id = there._block_document_id
         report.kept.append(label)
         return
     storage.save(name, overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue]
     (report.made if there is None else report.changed).append(f"{label}: {storage.place()}")
+
+
+def _same(a: Storage, b: Storage) -> bool:
+    return _fields(a.model_dump()) == _fields(b.model_dump())
 
 
 def _fields(value: Any) -> Any:
@@ -98,16 +117,17 @@ def _fields(value: Any) -> Any:
     return [_fields(v) for v in value] if isinstance(value, list) else value
 
 
-def limits(devices: Iterable[str]) -> dict[str, int]:
-    """The tags that the flow demands a limit for, and how many tasks of each run at a time."""
-    return {ALL_TAG: ALL_LIMIT, **{f"device:{d}": DEVICE_LIMIT for d in sorted(set(devices))}}
+def limits(tags: Iterable[str]) -> dict[str, int]:
+    """How many tasks of each tag run at a time: of these, and of those that every job may ask for."""
+    slots = {ALL_TAG: ALL_LIMIT, CPU: max(1, os.cpu_count() or 1)}
+    return slots | dict.fromkeys(sorted(set(tags) - set(slots)), PLACE_LIMIT)
 
 
-def create_limits(client: SyncPrefectClient, devices: Iterable[str], report: Report) -> None:
-    """Create the limits `onblock` and `device:<name>` where there are none; one that is there stays as it is."""
+def create_limits(client: SyncPrefectClient, tags: Iterable[str], report: Report) -> None:
+    """Create the limits of these tags where there are none; one that is there stays as it is."""
     from prefect.exceptions import ObjectNotFound
 
-    for tag, slots in limits(devices).items():
+    for tag, slots in limits(tags).items():
         try:
             limit = client.read_concurrency_limit_by_tag(tag)
             report.kept.append(f"limit {tag}: {limit.concurrency_limit}")
@@ -159,7 +179,8 @@ def create_automations(client: SyncPrefectClient, report: Report, within: timede
 
 
 def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> None:
-    """Create the work pool, of type process, if it is not there."""
+    """Create the work pool, of type process, and its queues, if they are not there. A pool that has a limit takes runs
+    from its queues by their priority."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker
@@ -171,3 +192,9 @@ def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> 
         report.made.append(f"work pool {name}")
     except ObjectAlreadyExists:
         report.kept.append(f"work pool {name}")
+    for number, queue in enumerate(QUEUES.values(), 1):
+        try:
+            client.create_work_queue(queue, work_pool_name=name, priority=number)
+            report.made.append(f"work queue {name}/{queue}")
+        except ObjectAlreadyExists:  # `default` comes with the pool
+            pass

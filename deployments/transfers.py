@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import getpass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from deployments import wanted
 from deployments.told import as_json as row_as_json
 from deployments.told import noted, print_json
-
-if TYPE_CHECKING:
-    from flows.ledger.wishes import Chosen, Wish
 
 transfers = typer.Typer(
     help="Look at files in the ledger; pause, resume, cancel them, or ask for them again.", invoke_without_command=True
@@ -57,7 +55,7 @@ def transfers_list(
     from flows.ledger import Ledger
 
     with Ledger.open(create=False) as ledger:
-        rows = list(ledger.files(job=job, states=_states(state), limit=limit))
+        rows = list(ledger.files(job=job, states=wanted.states(state), limit=limit))
     if as_json:
         print_json({"files": [row_as_json(r) for r in rows]})
         return
@@ -71,12 +69,22 @@ def transfers_list(
     table = Table("id", "job", "file", "bytes", "state", "kind", "what happened")
     for r in rows:
         table.add_row(
-            str(r["id"]), r["job"], Text(names.display(r["path"])), f"{r['size']:,}", r["state"], r["kind"] or "",
+            str(r["id"]), r["job"], Text(_shown(r)), f"{r['size']:,}", r["state"], r["kind"] or "",
             Text(names.display(r["message"]) if r["message"] else noted(r["findings"])),
         )  # fmt: skip
     Console().print(table)
     if len(rows) == limit:
         print(f"these are the first {limit}; `--limit` shows more")
+
+
+def _shown(row: dict[str, Any]) -> str:
+    """A file by its path at the source; what was made of one by where it goes."""
+    from blocks import names
+    from flows.ledger.rows import MADE
+
+    if row["etag"] != MADE:
+        return names.display(row["path"])
+    return f"-> {names.display(row['dest_path'] or row['path'])}"
 
 
 # -- what people want -----------------------------------------------------------------------------------------------
@@ -120,81 +128,19 @@ def priority(
     ids: Ids = None, job: JobName = None, flight: Flight = None, device: Device = None, state: States = None,
 ) -> None:  # fmt: skip
     """Say which files go first: HIGH and URGENT before everything else of their job, LOW after it."""
-    from blocks.errors import ConfigError
     from flows.ledger import Ledger
-    from flows.ledger.wishes import Priority
 
-    try:
-        wanted = Priority[level.upper()]
-    except KeyError:
-        raise ConfigError(f"{level!r} is no priority; there are {', '.join(p.name for p in Priority)}") from None
     with Ledger.open() as ledger:
-        count = ledger.prioritise(_chosen(ledger, ids, job, flight, device, state), wanted)
-    print(f"{count} now {wanted.name}")
-
-
-def _chosen(ledger: Any, ids: Any, job: Any, flight: Any, device: Any, state: Any) -> list[Chosen]:
-    from blocks.errors import ConfigError
-
-    if not (ids or job or flight or device or state):
-        raise ConfigError("say which files: numbers, or --job, --flight, --device and --state")
-    if job and job not in ledger.jobs():
-        raise ConfigError(f"there is no job {job!r} in the ledger", remedy="`onblock transfers` shows those there are")
-    return ledger.choose(ids or (), job=job, flight=flight, device=device, states=_states(state))
+        count = wanted.prioritise(ledger, level, _meant(ids, job, flight, device, state))
+    print(f"{count} now {level.upper()}")
 
 
 def _do(what: str, ids: Any, job: Any, flight: Any, device: Any, state: Any) -> None:
-    """Grant a wish. Files that are named must all fit it; of those that are described, the ones that fit are taken."""
-    from blocks.errors import ConfigError
-    from flows.ledger import Ledger, State
-    from flows.ledger.wishes import Wish, refusal
+    from flows.ledger import Ledger
 
-    wish = Wish(what)
     with Ledger.open() as ledger:
-        chosen = _chosen(ledger, ids, job, flight, device, state)
-        whole = job is not None and not (ids or flight or device or state)
-        if not ids:
-            delivered = (
-                () if state else (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.DUPLICATE)
-            )  # not unless they are named
-            chosen = [row for row in chosen if refusal(wish, row) is None and row.state not in delivered]
-        held = _hold(ledger, wish, job) if whole and job else False
-        if not chosen and not held:
-            raise ConfigError(f"there are no such files that could be asked to {wish}")
-        granted = ledger.grant(wish, chosen, who=getpass.getuser())
-    print(_told(wish, granted.moved, granted.left) + (f"; {held}" if held else ""))
+        print(wanted.want(ledger, what, _meant(ids, job, flight, device, state), who=getpass.getuser()))
 
 
-def _hold(ledger: Any, wish: Wish, job: str) -> str:
-    """Put a whole job on hold, or release it; what was done."""
-    if wish == "pause":
-        ledger.hold(job, who=getpass.getuser())
-        return f"runs of {job} move nothing until `onblock transfers resume --job {job}`"
-    if wish == "resume" and ledger.release(job):
-        return f"runs of {job} move files again"
-    return ""
-
-
-DONE = {
-    "pause": ("paused", "will pause within a second or two"), "resume": ("queued again", "will not be paused"),
-    "cancel": ("cancelled", "will be cancelled within a second or two"),
-    "retry": ("queued again; the next run of their job takes them", ""),
-}  # fmt: skip
-
-
-def _told(wish: str, moved: int, left: int) -> str:
-    at_once, later = DONE[wish]
-    parts = [f"{moved} {at_once}"] if moved or not left else []
-    if left:
-        parts.append(f"{left} being delivered {later}")
-    return ", ".join(parts)
-
-
-def _states(given: list[str] | None) -> list[Any]:
-    from blocks.errors import ConfigError
-    from flows.ledger import State
-
-    try:
-        return [State(s.upper()) for s in given or []]
-    except ValueError as error:
-        raise ConfigError(f"{error}; there are {', '.join(State)}") from error
+def _meant(ids: Any, job: Any, flight: Any, device: Any, state: Any) -> wanted.Meant:
+    return wanted.Meant(ids or (), job, flight, device, state or ())

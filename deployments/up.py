@@ -1,7 +1,7 @@
-"""`onblock up`: a Prefect server and a worker on this machine, set up for onblock, until Ctrl-C.
+"""`onblock up`: a Prefect server, a worker and the console on this machine, set up for onblock, until Ctrl-C.
 
-Starts `prefect server`, waits until it answers, runs `deployments.bootstrap`, starts a process worker for the pool
-`onblock`, says where everything is, and watches. What it starts it also ends: runs first, so that a mover can write
+Starts `prefect server`, waits until it answers, runs `deployments.bootstrap`, starts a worker for the pool `onblock`
+(`worker.py`) and the console (`console/`), says where everything is, and watches. What it starts it also ends: runs first, so that a mover can write
 down how far it came, then the worker, then the server. What is registered is decided in `bootstrap.py`. `onblock demo`
 starts and ends a server of its own with what is here.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blocks.home import home
+from deployments.console.access import People
 from deployments.server import POOL
 
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
@@ -30,6 +31,8 @@ HEALTHY_WITHIN = 120.0
 """Seconds a server may take to answer; a first start creates its database."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens URLs, but never through a proxy: what we ask is on this machine."""
+CONSOLE_PORT = 4280
+"""Where the console listens for webhooks."""
 GRACE = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -59,11 +62,17 @@ class Stop:
         return self.asked
 
 
-def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
-    """Run server and worker until SIGINT or SIGTERM. 0 then; 1 if something died; 2 if the port or a job is no good."""
-    if trouble := port_trouble(host, port):
-        print(f"onblock up: {trouble}", file=sys.stderr)
-        return 2
+def up(
+    jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200, console_port: int = CONSOLE_PORT,
+    console_host: str | None = None, tls: tuple[Path, Path] | None = None, public_url: str | None = None,
+) -> int:  # fmt: skip
+    """Run server, worker and console until SIGINT or SIGTERM. `tls` is certificate and key of the console, `public_url`
+    where a proxy has it. 0 then; 1 if something died; 2 if a port or a job is no good."""
+    console_host = host if console_host is None else console_host
+    for at, number, option in ((host, port, "--port"), (console_host, console_port, "--console-port")):
+        if trouble := port_trouble(at, number, option):
+            print(f"onblock up: {trouble}", file=sys.stderr)
+            return 2
     logs = home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     url = f"http://{_reachable(host)}:{port}"
@@ -77,13 +86,23 @@ def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
         print(f"starting the Prefect server on {url} ...", flush=True)
         if not wait_healthy(f"{url}/api/health", children[0], stop):
             return 0 if stop.asked else _report(children[0])
-        children.append(_start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env))
+        children.append(start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env))
         if code := _wait_end(children[-1], children[:1], stop):
             return code
         if stop.asked:
             return 0
-        children[1:] = [_start("the worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], env)]
-        print(_welcome(url, logs), flush=True)
+        children[1:] = [start("the worker", ["deployments.worker", POOL], env)]
+        token = People().first_start()
+        console = ["deployments.console", "--host", console_host, "--port", str(console_port), "--ui", url]
+        if tls is not None:
+            console += ["--tls-cert", str(tls[0].absolute()), "--tls-key", str(tls[1].absolute())]
+        if public_url is not None:
+            console += ["--public-url", public_url]
+        children.append(start("the console", console, env, logs / "console.log"))
+        where = f"http{'s' if tls else ''}://{_reachable(console_host)}:{console_port}"
+        if tls is None and not wait_healthy(f"{where}/health", children[-1], stop):
+            return 0 if stop.asked else _report(children[-1])
+        print(_welcome(url, public_url or where, logs, token), flush=True)
         while not stop.wait(0.5):
             for child in children:
                 if child.process.poll() is not None:
@@ -95,7 +114,7 @@ def up(jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200) -> int:
             signal.signal(number, handler)
 
 
-def port_trouble(host: str, port: int) -> str | None:
+def port_trouble(host: str, port: int, option: str = "--port") -> str | None:
     """Why nothing can listen there, in one line; None if it can."""
     if not 0 < port < 65536:  # the system would take it modulo 65536
         return f"{port} is no port; ports go from 1 to 65535"
@@ -107,9 +126,7 @@ def port_trouble(host: str, port: int) -> str | None:
     except socket.gaierror as error:
         return f"host {host!r} is not known here: {error.strerror}"
     except OSError as error:
-        return (
-            f"cannot listen on {host} port {port}: {error.strerror} (choose another with `--port`, or end what uses it)"
-        )
+        return f"cannot listen on {host} port {port}: {error.strerror} (choose another with `{option}`, or end what uses it)"
     return None
 
 
@@ -128,7 +145,7 @@ def environment(given: Mapping[str, str], host: str, port: int, url: str) -> dic
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "1",  # default 10: a flight would wait that long for its transfer
+        "PREFECT_WORKER_QUERY_SECONDS": "0.5",  # default 10: a flight would wait that long for its transfer
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without heartbeats a run cut off by a power failure is Running for ever
     }  # fmt: skip
     for key, value in defaults.items():
@@ -154,10 +171,10 @@ def _reachable(host: str) -> str:
 def start_server(host: str, port: int, env: dict[str, str], log: Path, folder: Path | None = None) -> Child:
     """Start a Prefect server, in `folder` if it is given: Prefect reads settings from there. Its output goes to `log`."""
     command = ["prefect", "server", "start", "--host", host, "--port", str(port)]
-    return _start("the Prefect server", command, env, log, folder)
+    return start("the Prefect server", command, env, log, folder)
 
 
-def _start(
+def start(
     name: str, module: list[str], env: dict[str, str], log: Path | None = None, folder: Path | None = None
 ) -> Child:
     """Start a module of this Python in a process group of its own: a Ctrl-C in the terminal reaches only us."""
@@ -214,14 +231,17 @@ def trouble(child: Child, waited: float = HEALTHY_WITHIN) -> list[str]:
     return lines
 
 
-def _welcome(url: str, logs: Path) -> str:
+def _welcome(url: str, console: str, logs: Path, token: Path | None) -> str:
     prefect = "prefect" if shutil.which("prefect") else Path(sys.executable).with_name("prefect")
     return f"""
 onblock is up.
 
+    Console          {console}
+    its admin token  {token or "is where you put it; `onblock access add NAME --role admin` makes another"}
     Prefect UI       {url}
     Prefect API      {url}/api
-    server log       {logs / "server.log"}
+    Webhooks         {console}/hooks/flight-end
+    logs             {logs}
 
 In another terminal:
 
@@ -240,7 +260,8 @@ def end(children: list[Child]) -> None:
     for child in reversed(children):
         below = descendants(child.process.pid) if child.process.poll() is None else []
         if child.name == "the worker":
-            _terminate(below)  # runs end while the worker is there to report them
+            # runs end while the worker is there to report them; what serves it lives in its own session
+            _terminate([p for p in below if (stat := _stat(p[0])) and int(stat[3]) != child.process.pid])
         _terminate([*below, *_identified([child.process.pid])], child.process)
         _signal_group(child.process.pid, signal.SIGKILL)  # whoever of its group is left
         child.process.wait()
@@ -265,7 +286,7 @@ def _identified(pids: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/<pid>/stat from the state on, proc(5): [0] state, [1] parent, [19] start time in clock ticks."""
+    """Fields of /proc/<pid>/stat from the state on, proc(5): [0] state, [1] parent, [3] session, [19] start time in clock ticks."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:  # it ended meanwhile

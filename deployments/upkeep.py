@@ -40,17 +40,30 @@ def clean(job_file: JobFile, dry_run: Dry = False, as_json: Json = False) -> Non
     _end(summary, well, as_json)
 
 
-def retention(job_file: JobFile, dry_run: Dry = False, as_json: Json = False) -> None:
-    """Remove backups that are beyond the limits of the job's `retention`, each after another look at its delivery."""
+def retention(
+    job_file: JobFile,
+    dry_run: Dry = False,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget-missing", help="Forget backups that somebody has removed. Put in the card that had them."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove backups and delivered files that are beyond the limits of the job's `retention`, after another look at each."""
     from flows.transfer.job import load_job
     from flows.upkeep import told
     from flows.upkeep.retention import retain
 
-    summary = retain(load_job(job_file), dry=dry_run)
+    summary = retain(load_job(job_file), dry=dry_run, forget=forget)
     text, well = told.retention(summary)
     if not as_json:
         print(f"{summary['job']}: {text}")
-        for entry in summary["kept"]:
+        for one in summary.get("delivered", ()):
+            for reason, count in sorted(one["waiting"].items(), key=lambda item: -item[1]):
+                print(f"  {count} stay: {reason}")
+        for entry in [*summary.get("kept", ()), *(k for one in summary.get("delivered", ()) for k in one["kept"])]:
             print(f"  KEPT {entry['path']}: {entry['why']}")
     _end(summary, well, as_json)
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # before anything imports Prefect: whoever runs the tests may have a server and profiles of their own
@@ -50,17 +51,41 @@ def pytest_make_collect_report() -> Iterator[None]:
     return report  # type: ignore[return-value]
 
 
+SHORT = 2500
+"""Characters of a failure that are told once more at the end, where a long log was cut."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How each failure ended, each cause once: a fixture that failed is told for all tests that wanted it."""
+    told: set[str] = set()
+    for report in terminalreporter.getreports("failed") + terminalreporter.getreports("error"):
+        text = report.longreprtext[-SHORT:]
+        if text not in told:
+            told.add(text)
+            terminalreporter.section(f"in short: {report.nodeid}")
+            terminalreporter.write_line(text)
+
+
 # -- two at a time ------------------------------------------------------------------------------------------------
+
+
+FIRST = ("prefect", "hdfs")
+"""The groups that take longest: one for each of the two, and then the others fill up."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a server, or a file, stays in one process; the rest is dealt out (`--dist loadgroup`)."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+        if group == "prefect":  # whose server may stand still for a minute, more than once
+            item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=lambda item: FIRST.index(groups[item]) if groups[item] in FIRST else len(FIRST))
 
 
-HDFS = {"test_webhdfs", "test_hadoop_cli", "test_kerberos", "test_any_two", "test_network"}
+HDFS = {"test_howto", "test_webhdfs", "test_hadoop_cli", "test_kerberos", "test_any_two", "test_network"}
 
 
 def _group(item: pytest.Item) -> str:
@@ -96,15 +121,29 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[postgr
             yield server
 
 
-@pytest.fixture
-def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
-    """SQLAlchemy URL of an empty database, this test's own."""
+@contextmanager
+def _database(server: postgres.Postgres, name: str) -> Iterator[str]:
+    """An empty database, while this lasts; its SQLAlchemy URL."""
     import psycopg  # not every run of the tests needs it
     from psycopg import sql
 
-    name, info = f"t{uuid.uuid4().hex}", postgres_server.info
+    info = server.info
     where = {key: info[key] for key in ("host", "port", "user", "password")}
     with psycopg.connect(**where, dbname="postgres", autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield info["url"].removesuffix("postgres") + name
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
+    """SQLAlchemy URL of an empty database, this test's own."""
+    with _database(postgres_server, f"t{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def prefect_database(postgres_server: postgres.Postgres) -> Iterator[str]:
+    """The same for a Prefect server of the session."""
+    with _database(postgres_server, "prefect") as url:
+        yield url.replace("+psycopg:", "+asyncpg:")

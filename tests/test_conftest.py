@@ -23,11 +23,11 @@ KINDS = {
 EXPECTED = "@pytest.mark.xfail\ndef test_known(): assert 0\ndef test_runs(): pass"
 
 
-def pytest_with_our_conftest(folder: Path, ci: str) -> subprocess.CompletedProcess[str]:
+def pytest_with_our_conftest(folder: Path, ci: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", os.devnull, "-rfE",
-         "--continue-on-collection-errors", "--rootdir", str(folder), str(folder)],
-        cwd=REPOSITORY, env={**os.environ, "CI": ci, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+         "--continue-on-collection-errors", "--rootdir", str(folder), *more, str(folder)],
+        cwd=REPOSITORY, env={**os.environ, "CI": ci, "PYTHONPATH": str(REPOSITORY), "PYTEST_ADDOPTS": ""}, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -44,6 +44,20 @@ def test_a_skip_is_a_failure_in_ci_and_only_there(tmp_path: Path) -> None:
     done = pytest_with_our_conftest(tmp_path, "")
     assert done.returncode == 0, done.stdout
     assert "5 skipped" in done.stdout
+
+
+def test_what_shares_a_server_runs_in_one_process(tmp_path: Path) -> None:
+    """xdist takes its groups from names of tests, and newer pytests give it no say in those."""
+    folder = tmp_path / "deployments"
+    folder.mkdir()
+    for name in ("test_one", "test_two"):
+        (folder / f"{name}.py").write_text(
+            "import os, pathlib, pytest\n@pytest.mark.parametrize('n', range(10))\n"
+            f"def test_it(n): pathlib.Path({str(tmp_path)!r}, os.environ['PYTEST_XDIST_WORKER']).touch()\n"
+        )
+    done = pytest_with_our_conftest(tmp_path, "", "-n", "2", "--dist", "loadgroup")
+    assert "20 passed" in done.stdout, done.stdout
+    assert len(list(tmp_path.glob("gw*"))) == 1
 
 
 def test_home_is_this_tests_own_and_prefect_has_no_server(onblock_home: Path) -> None:

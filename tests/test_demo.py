@@ -6,6 +6,7 @@ Only that one run has a Prefect server; where the demo is to fail, a stand-in ta
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -13,7 +14,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +23,13 @@ from typing import Any
 
 import pytest
 
-from deployments import demo, flight, up
+from deployments import demo, demo_capture, demo_stage, flight, up
 
-COUNT = len(flight.CLIPS) + flight.PHOTOS + 1
+pytestmark = pytest.mark.timeout(600)  # its server is on SQLite, where it may stand still for a minute
+
+RECORDED = 10
+"""Files of the recording: the merged one, its manifest, log and picture; a sidecar and accounts for each of three."""
+COUNT = len(flight.CLIPS) + flight.PHOTOS + 1 + RECORDED
 SOMEBODY_ELSES = {
     "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_PROFILE": "work", "PREFECT_API_KEY": "pnu_none",
     "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://nobody@127.0.0.1:9/none",
@@ -37,7 +41,6 @@ SOMEBODY_ELSES = {
 @dataclass(frozen=True)
 class Ran:
     code: int
-    seconds: float
     out: str
     err: str
     root: Path
@@ -48,13 +51,12 @@ class Ran:
 
     @property
     def delivered(self) -> Path:
-        return self.root / "archive" / demo.FLIGHT
+        return self.root / "archive" / demo_stage.FLIGHT
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     home = tmp_path_factory.mktemp("home")
-    started = time.monotonic()
     child = subprocess.run(
         [sys.executable, "-m", "deployments.cli", "demo"],
         env={**os.environ, **SOMEBODY_ELSES, "ONBLOCK_HOME": str(home), "HOME": str(home), "COLUMNS": "200"},
@@ -62,13 +64,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=200,
+        timeout=500,
         check=False,
     )
-    seconds = time.monotonic() - started
-    assert child.returncode == 0, child.stdout + child.stderr
+    if child.returncode:
+        pytest.fail((child.stdout + child.stderr)[-2000:], pytrace=False)
     (root,) = (home / "demo").iterdir()
-    yield Ran(child.returncode, seconds, child.stdout, child.stderr, root)
+    yield Ran(child.returncode, child.stdout, child.stderr, root)
 
 
 def digest(path: Path) -> str:
@@ -76,17 +78,25 @@ def digest(path: Path) -> str:
 
 
 def below(folder: Path) -> dict[str, Path]:
-    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    """Without what the recorder keeps for itself."""
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return {p.relative_to(folder).as_posix(): p for p in found}
 
 
-def test_it_ends_well_and_in_time(ran: Ran) -> None:
+def test_it_ends_well(ran: Ran) -> None:
     assert ran.code == 0
-    assert ran.seconds < 60
 
 
 @pytest.mark.parametrize(
     "line",
     [
+        "onblock recording start ",
+        f"recorded, for {demo_capture.SECONDS} s",
+        " frames captured, ",
+        " fps\n",
+        "    imu |",
+        " Hz\n",
+        "timeline.png",
         f"{COUNT} files, ",
         f"{COUNT} delivered of {COUNT} found, 0 failed",
         f"{COUNT} by checksum: ",
@@ -98,13 +108,16 @@ def test_it_ends_well_and_in_time(ran: Ran) -> None:
         "All as it must be.",
         "onblock run ",
         "checksums.sha256",
-        "limits   onblock: 4 at a time, device:card: 2 at a time",
+        "limits   onblock: 4 at a time, cpu: ",
         f": Completed, {COUNT} delivered\n",
         f"task run  {demo.MAX_FILES} files from ",
         ": Completed, tags device:card, onblock\n",
         f": Completed, 0 delivered, {COUNT} duplicates\n",
         "no task runs: there was nothing to do",
         "`onblock up` keeps such a server running",
+        ": Completed, 4 delivered",
+        "the same answer, and no second run",
+        "the camera sent nothing",
     ],
 )
 def test_it_says(ran: Ran, line: str) -> None:
@@ -116,17 +129,21 @@ def test_prefect_ran_it(ran: Ran) -> None:
     alone = sum(p.stat().st_size >= demo.LARGE for p in below(ran.card).values())
     wanted = alone + math.ceil((COUNT - alone) / demo.MAX_FILES)
     with sqlite3.connect(ran.root / "prefect-home" / "prefect.db") as database:
-        flows = database.execute("SELECT state_type, count(*) FROM flow_run GROUP BY 1").fetchall()
+        flows = database.execute(
+            "SELECT state_type, count(*) FROM flow_run WHERE start_time IS NOT NULL GROUP BY 1"
+        ).fetchall()
         tasks = database.execute("SELECT state_type, count(*) FROM task_run GROUP BY 1").fetchall()
     database.close()
-    assert flows == [("COMPLETED", 3)]
-    assert tasks == [("COMPLETED", wanted + 1)]  # and the one of the changed file
+    assert flows == [("COMPLETED", 5)]  # and two of the camera
+    assert tasks == [("COMPLETED", wanted + 1 + 6)]  # the one of the changed file, and three phases of two clips
     assert ran.out.count("task run  ") == wanted
 
 
 def test_the_server_is_gone_and_nobody_elses_was_touched(ran: Ran) -> None:
-    (port,) = set(re.findall(r"http://127\.0\.0\.1:(\d+)", ran.out))
-    assert up.port_trouble("127.0.0.1", int(port)) is None
+    ports = set(re.findall(r"http://127\.0\.0\.1:(\d+)", ran.out))
+    assert len(ports) == 3  # of the server, the console and the camera
+    for port in ports:
+        assert up.port_trouble("127.0.0.1", int(port)) is None
     assert {p.name for p in ran.root.parents[1].iterdir()} == {"demo"}  # no ~/.prefect
 
 
@@ -148,6 +165,26 @@ def test_the_flight_is_real(ran: Ran) -> None:
     for photo in photos[:: flight.PHOTOS // 10]:
         with av.open(str(photo)) as image:
             assert next(image.decode(video=0)).width == 320
+
+
+def test_the_recording_is_real(ran: Ran) -> None:
+    """Looked at where it was delivered."""
+    import av
+
+    (folder,) = (ran.delivered / demo_capture.FOLDER).iterdir()
+    manifest = json.loads((folder / "recording.json").read_bytes())
+    assert manifest["state"] == "sealed" and manifest["flight"] == demo_stage.FLIGHT
+    assert manifest["ended_ns"] / 1e9 == pytest.approx(demo_capture.SECONDS, abs=3)
+    for name, rate in (("left", demo_capture.FPS), ("right", demo_capture.FPS), ("imu", demo_capture.HZ)):
+        entry = manifest["streams"][name]
+        assert entry["captured"] == entry["written"] + sum(entry["dropped"].values())
+        assert entry["captured"] >= rate * demo_capture.SECONDS * 0.5, entry  # a machine with a load may be late
+    with av.open(str(folder / manifest["final"]["file"])) as video:
+        counts = [0] * len(video.streams)
+        for packet in video.demux():
+            counts[packet.stream_index] += packet.size > 0
+    assert counts == [manifest["streams"][name]["written"] for name in ("left", "right", "imu")]
+    assert digest(folder / manifest["final"]["file"]) == manifest["final"]["sha256"]
 
 
 def test_every_file_arrived_whole(ran: Ran) -> None:
@@ -186,7 +223,7 @@ def few_bytes(card: Path) -> None:
 
 @contextmanager
 def no_server(at: Any) -> Iterator[Any]:
-    yield SimpleNamespace(url="http://nowhere", started=0.0, wait=lambda: None, make_limits=dict)
+    yield SimpleNamespace(url="http://nowhere", env={}, started=0.0, wait=lambda: None, make_limits=dict)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +247,7 @@ def test_a_deviation_ends_in_1(
         "scanned": COUNT, "delivered": COUNT, "duplicates": 0, "failed": 0, "blocked": 0, "deferred": 0,
         "settling": 0, "bytes": COUNT, "seconds": 1.0, "verified_by": {"checksum": COUNT}, "destinations": [],
     }  # fmt: skip
+    monkeypatch.setattr(demo, "record", lambda *_: "recordings/r.mkv")
     monkeypatch.setattr(demo, "make_card", few_bytes)
     monkeypatch.setattr(demo, "prefect_server", no_server)
     monkeypatch.setattr(demo, "_run", lambda console, at, prefect: summary | wrong)
@@ -218,7 +256,7 @@ def test_a_deviation_ends_in_1(
 
 
 def test_a_wrong_manifest_ends_in_1(tmp_path: Path) -> None:
-    at = demo._Places(tmp_path)
+    at = demo.Places(tmp_path)
     at.delivered.mkdir(parents=True)
     (at.delivered / "a").write_bytes(b"x")
     console = demo.Console()
@@ -231,6 +269,28 @@ def test_a_wrong_manifest_ends_in_1(tmp_path: Path) -> None:
     (at.delivered / "a").write_bytes(b"y")
     with pytest.raises(demo.DemoFailed, match="a: FAILED"):
         demo._sha256sum(console, at, at.delivered, 1)
+
+
+def accounts(**wrong: Any) -> dict[str, Any]:
+    entry = {"kind": "video", "captured": 300, "written": 299, "dropped": {"ENCODER_SLOW": 1}} | wrong.pop("left", {})
+    told = {"state": "sealed", "problems": [], "streams": {"left": entry}, "final": {"packets": {"left": 299}}}
+    return told | wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"state": "recording"}, "is recording, and not merged"),
+        ({"final": None}, "is sealed, and not merged"),
+        ({"left": {"written": 298}}, "left: 300 captured, 298 written, 1 dropped"),
+        ({"left": {"written": 0, "captured": 1}}, "left: 1 captured, 0 written"),
+        ({"final": {"packets": {"left": 298}}}, "the merged file holds 298 of 299"),
+    ],
+)
+def test_a_recording_that_lost_something_ends_in_1(wrong: dict[str, Any], says: str) -> None:
+    assert demo_capture._judged(accounts()) == ["left   300 frames captured, 299 kept, 1 dropped, 1 ENCODER_SLOW"]
+    with pytest.raises(demo.DemoFailed, match=says):
+        demo_capture._judged(accounts(**wrong))
 
 
 @pytest.mark.parametrize(
@@ -251,8 +311,9 @@ def test_without_a_server_it_ends_in_1(
         started.append(up.Child("the Prefect server", process, log))
         return started[0]
 
+    monkeypatch.setattr(demo, "record", lambda *_: "recordings/r.mkv")
     monkeypatch.setattr(demo, "make_card", few_bytes)
-    monkeypatch.setattr(demo, "SERVER_WITHIN", 0.0)
+    monkeypatch.setattr(demo_stage, "SERVER_WITHIN", 0.0)
     monkeypatch.setattr(up, "start_server", start_server)
     before = signal.getsignal(signal.SIGTERM)
     assert demo.demo(tmp_path) == 1
@@ -276,16 +337,16 @@ def test_the_server_ends_with_a_demo_that_is_interrupted(number: signal.Signals,
         started = up.descendants(child.pid)
         assert started
         child.send_signal(number)
-        child.communicate(timeout=60)
-        assert child.returncode == code
+        out, err = child.communicate(timeout=180)
+        assert child.returncode == code, out + err
         assert not [pid for pid, _ in started if Path(f"/proc/{pid}").exists()]
     finally:
         child.kill()
         child.wait()
 
 
-def answering(flows: list[Any], tasks: list[Any]) -> demo.Prefect:
-    class Told(demo.Prefect):
+def answering(flows: list[Any], tasks: list[Any]) -> demo_stage.Prefect:
+    class Told(demo_stage.Prefect):
         def _ask(self, path: str, body: dict[str, Any]) -> Any:
             return {"/flow_runs/filter": flows, "/task_runs/filter": tasks}[path]
 
@@ -315,6 +376,6 @@ def run_in(state: str) -> dict[str, Any]:
 def test_what_prefect_saw_must_be_right(
     flows: list[Any], tasks: list[Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "ANSWER_WITHIN", 0.0)
+    monkeypatch.setattr(demo_stage, "ANSWER_WITHIN", 0.0)
     with pytest.raises(demo.DemoFailed, match=says):
         demo._seen(demo.Console(), answering(flows, tasks), 1)

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import TypeAdapter, ValidationError
 
 from blocks import names
+from blocks.devices import DEVICES
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, LocalStorage
 from blocks.storage.base import FileInfo
@@ -213,9 +214,9 @@ def test_destinations_are_a_list_of_some(tmp_path: Path, several: object) -> Non
 def test_the_form_shows_a_selector_for_each_storage() -> None:
     """Prefect's UI shows a union of blocks as tabs with a selector, but not among the items of a list."""
     schema = TransferJob.model_json_schema()
-    for key in ("source", "destination"):
+    for key, classes in (("source", [*STORAGES.values(), *DEVICES.values()]), ("destination", STORAGES.values())):
         assert [s["$ref"].rpartition("/")[2] for s in schema["properties"][key]["anyOf"]] == [
-            cls.__name__ for cls in STORAGES.values()
+            cls.__name__ for cls in classes
         ]
     assert schema["required"] == ["name", "source", "destination"]
     assert "destinations" not in schema["properties"]

@@ -146,7 +146,8 @@ def test_alternatives(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "first"),
     [
-        ("clip.mp4", "clip~2.mp4"), ("d.x/clip", "d.x/clip~2"), (".hidden", ".hidden~2"), ("a.tar.gz", "a.tar~2.gz"),
+        ("clip.mp4", "clip~2.mp4"), ("d.x/clip", "d.x/clip~2"), (".hidden", ".hidden~2"), ("a.tar.gz", "a~2.tar.gz"),
+        ("a.b c.gz", "a.b c~2.gz"), (".x.gz", ".x~2.gz"), ("a.é.ZST", "a~2.é.ZST"), ("a.gz", "a~2.gz"),
         ("clip~2.mp4", "clip~2~2.mp4"), ("dot.", "dot~2."), ("a/.b.c", "a/.b~2.c"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from prefect.blocks.core import Block
 
-from blocks.errors import OnblockError
+from blocks.errors import OnblockError, SourceChanged
 
 if TYPE_CHECKING:
     Buffer = memoryview | mmap.mmap | bytearray
@@ -61,6 +61,8 @@ class Features:
     bulk_pull: bool = False  # pull() fetches many files at once, and read() of a small one is dear
     bulk_below: int = 256 << 10  # bytes; files of this size and more are not for push() and pull()
     bulk_limits: bool = False  # push() and pull() keep to Session.limits
+    writable: bool = True  # upload() is possible; a device is only read and cleaned up
+    renames: bool = True  # move() is possible
 
 
 class Reader(ABC):
@@ -227,6 +229,15 @@ class Session(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove a file. Raises NotFound."""
+
+    def delete_seen(self, seen: FileInfo) -> None:
+        """Remove a file if it is still the version that was seen. Raises NotFound, SourceChanged.
+
+        Only some storages can make one step of the look and the removal; the others look just before.
+        """
+        if self.stat(seen.path).version != seen.version:
+            raise SourceChanged("has changed since it was looked at", path=seen.path)
+        self.delete(seen.path)
 
     @abstractmethod
     def move(self, path: str, to: str) -> None:

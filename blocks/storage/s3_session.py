@@ -16,9 +16,10 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from blocks import names
-from blocks.errors import ConfigError, Conflict, NotFound, OnblockError, SourceVanished
+from blocks.errors import ConfigError, Conflict, NotFound, OnblockError, SourceChanged, SourceVanished
 from blocks.storage.base import Features, FileInfo, Session, Upload, aligned_buffer
 from blocks.storage.s3_bucket import MIB, THREADS, Bucket, hex_of, info_of, iso_ns
+from blocks.storage.s3_pull import Fetcher
 from blocks.storage.s3_reader import S3Reader
 from blocks.storage.s3_upload import Multipart, S3Upload, parse_journal
 from blocks.storage.s3_wire import FAILURES, as_failure
@@ -32,10 +33,13 @@ class S3Session(Session):
     def __init__(self, bucket: Bucket):
         self._bucket, rules = bucket, bucket.rules
         self._prefix = rules.prefix
+        plain = bucket.server.tls is None  # its program speaks no TLS
+        self._fetcher = Fetcher(bucket, Features.bulk_below) if plain else None
         self.features = Features(
             atomic_rename=True, exclusive_commit=rules.conditional is True, resume_read=True, resume_write=True,
             resume_step=max(rules.part, rules.single),
-            server_checksums=() if rules.ability.checksums is False else ("sha256",), parallel=THREADS,
+            server_checksums=() if rules.ability.checksums is False else ("sha256",),
+            parallel=THREADS // 2 if plain else THREADS, bulk_pull=plain,
         )  # fmt: skip
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -99,6 +103,12 @@ class S3Session(Session):
         except SourceVanished as error:
             raise NotFound("is not there", path=path) from error
         return digest.hexdigest()
+
+    def pull(
+        self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: threading.Event
+    ) -> list[OnblockError | None]:
+        assert self._fetcher is not None  # asked for only where features.bulk_pull
+        return self._fetcher.pull(files, moved, stop)
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +182,12 @@ class S3Session(Session):
         self._bucket.head(path)
         self._bucket.ask("DELETE", self._bucket.key(path), "cannot delete it", path)
 
+    def delete_seen(self, seen: FileInfo) -> None:
+        """As the contract has it; where the server minds conditions, nothing comes in between."""
+        if self.stat(seen.path).version != seen.version:
+            raise SourceChanged("has changed since it was looked at", path=seen.path)
+        self._bucket.delete_version(self._bucket.key(seen.path), seen.etag, seen.path)
+
     def move(self, path: str, to: str) -> None:
         source, target = self._bucket.key(path), self._bucket.key(to)
         turns = sorted({hash((self._bucket.place, key)) % len(_moves) for key in (source, target)})
@@ -192,7 +208,11 @@ class S3Session(Session):
             if int(copied.get("content-length", "-1")) != size:
                 self._bucket.drop_object(target, to)
                 raise Conflict("the copy has another size: the original is left alone", path=path)
-            self._bucket.ask("DELETE", source, "cannot remove it after it was copied", path)
+            try:
+                self._bucket.delete_version(source, etag, path)
+            except SourceChanged:
+                self._bucket.drop_object(target, to)
+                raise
 
     # -- what was left behind ---------------------------------------------------------------------------------------
 
@@ -234,6 +254,8 @@ class S3Session(Session):
         return len(ended)
 
     def close(self) -> None:
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._bucket.close()
 
 

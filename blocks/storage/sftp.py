@@ -27,6 +27,8 @@ from blocks.storage.ssh_login import SshStorage
 
 LARGE = 32 << 20
 """Bytes from which a file takes the fast lane."""
+FOLLOWED = 64 << 20
+"""Bytes from which a file is hashed at the far side while it is sent."""
 
 
 class SftpStorage(SshStorage):
@@ -227,7 +229,8 @@ class SftpSession(Session):
                         raise self.server.why_not(why, path) from refused
             if resume:
                 offset = server.wire.attributes(server.wire.send(Ask.FSTAT, handle)).size
-        return SftpUpload(server, path, staged, handle, offset, size, mtime_ns)
+        follower = self.server.follow(staged) if size >= FOLLOWED and not resume else None
+        return SftpUpload(server, path, staged, handle, offset, size, mtime_ns, follower)
 
     def discard(self, path: str, key: str, journal: str = "") -> None:
         staged = self.server.staged(path, key)

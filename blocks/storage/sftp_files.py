@@ -15,6 +15,7 @@ from blocks.storage.sftp_server import EOF, NO_SUCH_FILE, SftpServer, info_of, r
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
+    from blocks.storage.sftp_follow import Follower
 
 DEPTH = 16
 """Reads or writes of one file that are under way at once, each of up to 255 KiB."""
@@ -58,12 +59,26 @@ class Ahead:
                 raise
             self.stop()  # it ends sooner than its size said
             return b""
-        if 0 < len(data) < size:  # a server may answer with less than was asked for
-            rest = size - len(data)
-            self._asked.appendleft((at + len(data), rest, self._ask(at + len(data), rest)))
+        self._took(at, size, len(data))
+        return data
+
+    def into(self, view: memoryview) -> int:
+        """The next bytes straight into `view`; 0 where that can't be, and at the end: `chunk` tells."""
+        if not self._asked or len(view) < self._asked[0][1]:
+            return 0
+        at, size, number = self._asked[0]
+        got = self._wire.data_into(number, view[:size])
+        if got:
+            self._asked.popleft()
+            self._took(at, size, got)
+        return got
+
+    def _took(self, at: int, size: int, got: int) -> None:
+        if 0 < got < size:  # a server may answer with less than was asked for
+            rest = size - got
+            self._asked.appendleft((at + got, rest, self._ask(at + got, rest)))
         self._depth = min(DEPTH, self._depth * 2)
         self.fill()
-        return data
 
     def stop(self) -> None:
         """Nobody wants the rest."""
@@ -95,6 +110,10 @@ class SftpReader(Reader):
         with self._server.telling("cannot read it", self.path), memoryview(buffer) as view:
             while got < len(view):
                 if not self._chunk:
+                    if n := self._ahead.into(view[got:]):
+                        self._look_behind()
+                        got += n
+                        continue
                     self._chunk = memoryview(self._ahead.chunk())
                     if not self._chunk:
                         break
@@ -144,8 +163,10 @@ class SftpUpload(Upload):
         offset: int,
         size: int,
         mtime_ns: int | None,
+        follower: Follower | None = None,
     ):
         self.path, self.staged, self.offset = path, staged, offset
+        self._follower = follower
         self._server, self._wire = server, server.wire
         self._handle, self._at = handle, offset
         self._large = size >= SMALL
@@ -166,6 +187,8 @@ class SftpUpload(Upload):
                 self._at += len(part)
                 while len(self._under_way) > DEPTH or (self._under_way and self._wire.answered(self._under_way[0])):
                     self._conclude(self._under_way.popleft())
+        if self._follower is not None:
+            self._follower.reached(self._at - len(self._under_way) * self._wire.write_max)
 
     def _conclude(self, number: int) -> None:
         if (refused := self._wire.outcome(number)) and self._broken is None:
@@ -184,6 +207,22 @@ class SftpUpload(Upload):
             while self._under_way:
                 self._conclude(self._under_way.popleft())
         self._check()
+
+    def matches(self, sha256: str, *, fresh: bool = False) -> bool | None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            if fresh:
+                follower.drop()
+            else:
+                self.settle()
+                if follower.finish(self._server.patience(self._at)) == sha256:
+                    return True
+        return super().matches(sha256, fresh=fresh)
+
+    def _unfollow(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.drop()
 
     def digest(self, *, fresh: bool = False) -> str | None:
         if "sha256" not in self._server.tools or (self._at < SMALL and not fresh):
@@ -215,6 +254,7 @@ class SftpUpload(Upload):
                 self._wire.answer(self._wire.send(Ask.EXTENDED, string(wire.FSYNC) + self._handle))
 
     def rewind(self, offset: int) -> int:
+        self._unfollow()
         self.settle()
         with self._server.telling("cannot shorten the part", self.path):
             self._wire.answer(self._wire.send(Ask.FSETSTAT, self._handle + wire.attributes(size=offset)))
@@ -223,6 +263,7 @@ class SftpUpload(Upload):
 
     def seal(self) -> None:
         """What ends a file is sent at once, and answered for at the commit."""
+        self._unfollow()
         handle, self._handle = self._handle, b""
         if not handle:
             return
@@ -261,6 +302,7 @@ class SftpUpload(Upload):
 
     def abort(self) -> None:
         self._mtime, self._broken = None, None
+        self._unfollow()
         with self._server.telling("cannot remove the temporary file", self.path):
             while self._under_way:
                 self._wire.forget(self._under_way.popleft())

@@ -40,32 +40,48 @@ class Lane:
             raise
         self._in, self._out = self._program.stdin.fileno(), self._program.stdout.fileno()
         os.set_blocking(self._in, False)
+        os.set_blocking(self._out, False)
         for fd in (self._in, self._out):
             with contextlib.suppress(OSError):  # a limit of this account: then it stays as it is
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE)
 
     def sendall(self, data: bytes) -> None:
         """All of it, or OSError; TimeoutError if the client takes nothing for `io_timeout`."""
-        view = memoryview(data)
-        while len(view):
+        self.send_both(data, memoryview(b""))
+
+    def send_both(self, head: bytes, body: memoryview) -> None:
+        """One after the other, without putting them together first. Otherwise as `sendall`."""
+        first, view = memoryview(head), body
+        while len(first) or len(view):
             try:
-                view = view[os.write(self._in, view) :]
+                n = os.writev(self._in, [first, view])
             except BlockingIOError:
                 if not select.select([], [self._in], [], self._patience)[1]:
                     raise TimeoutError("the server takes nothing any more") from None
+                continue
+            first, view = first[n:], view[max(0, n - len(first)) :]
 
     def recv_ready(self) -> bool:
         """Whether `recv` would not wait."""
         return bool(select.select([self._out], [], [], 0)[0])
 
-    def recv(self, size: int) -> bytes:
-        """What has come, at least a byte; none at the end."""
-        if not select.select([self._out], [], [], self._patience)[0]:
-            raise TimeoutError("no answer in time")
-        data = os.read(self._out, min(size, PIPE))
-        if not data:
-            log.debug("the fast lane ended: %s", self._program.said())
-        return data
+    def recv_all(self, *views: memoryview) -> None:
+        """Fill them, one after the other; nothing is kept here, and nothing moved twice. EOFError at the end."""
+        rest = [view for view in views if len(view)]
+        while rest:
+            try:
+                n = os.readv(self._out, rest)
+            except BlockingIOError:
+                if not select.select([self._out], [], [], self._patience)[0]:
+                    raise TimeoutError("no answer in time") from None
+                continue
+            if not n:
+                log.debug("the fast lane ended: %s", self._program.said())
+                raise EOFError
+            while rest and n >= len(rest[0]):
+                n -= len(rest.pop(0))
+            if n:
+                rest[0] = rest[0][n:]
 
     @property
     def ended(self) -> bool:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from blocks.errors import NetworkError
 
@@ -47,6 +47,8 @@ BLOCK = 255 << 10
 """Bytes of one READ or WRITE where the server takes so many (OpenSSH does since 8.5)."""
 SMALL_BLOCK = 32 << 10
 """... and what every server must take."""
+SMALL_REQUEST = 16 << 10
+"""Requests up to this size wait for others: what an SSH packet costs is not for its bytes."""
 WINDOW = 8 << 20
 """Bytes taken from the channel at once, at most; it never holds more."""
 MESSAGE_MAX = 1 << 20
@@ -142,10 +144,14 @@ class Messages:
     def __init__(self, channel: paramiko.Channel | Lane, hasten: Callable[[], object]):
         self._channel, self._hasten = channel, hasten
         self._last = 0
+        self._unsent = bytearray()  # requests
         self._held = memoryview(b"")  # bytes that came and are not taken yet
         self._answers: dict[int, memoryview | bytes] = {}
         self._nobodys: set[int] = set()  # requests whose answer nobody waits for
         self._packet = max(1024, channel.out_max_packet_size - 64)  # as much as one SSH packet takes
+        self._receive_all: Callable[..., None] | None = getattr(channel, "recv_all", None)
+        """Where the channel is a lane: what comes goes where it is wanted, at once."""
+        self._send_both: Callable[[bytes, memoryview], None] | None = getattr(channel, "send_both", None)
         self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         kind, body = self._receive()
         if kind != VERSION:
@@ -166,11 +172,20 @@ class Messages:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def send(self, kind: Ask, head: bytes, body: memoryview | bytes = b"") -> int:
-        """Send a request, without waiting; what to ask `answer` for."""
+        """Send a request, without waiting; what to ask `answer` for. Small ones go together, once an answer is asked for."""
         self._last = number = (self._last + 1) & 0xFFFFFFFF
-        while len(self._held) > 4 or self._channel.recv_ready():  # or both sides may wait for each other to read
-            self._take()
         start = struct.pack(">IBI", 5 + len(head) + len(body), kind, number) + head
+        size = len(start) + len(body)
+        if len(self._unsent) + size > self._packet:
+            self._flush()
+        if size <= SMALL_REQUEST:
+            self._unsent += start
+            self._unsent += body
+            return number
+        self._flush()
+        if self._send_both is not None:
+            self._send_both(start, memoryview(body))
+            return number
         with memoryview(body) as rest:
             first = max(0, self._packet - len(start))
             self._channel.sendall(start + bytes(rest[:first]))
@@ -178,8 +193,18 @@ class Messages:
                 self._channel.sendall(bytes(rest[at : at + self._packet]))
         return number
 
+    def _flush(self) -> None:
+        """Send what was kept to go together."""
+        while len(self._held) > 4 or self._channel.recv_ready():  # or both sides may wait for each other to read
+            self._take()
+        if self._unsent:
+            self._channel.sendall(bytes(self._unsent))
+            self._unsent.clear()
+
     def answer(self, number: int, kind: int = STATUS) -> Fields:
         """Wait for the answer to a request; what follows its number. Raises Refused unless it is of `kind`, or OK."""
+        if self._unsent:
+            self._flush()
         while number not in self._answers:
             if not self._held and not self._channel.recv_ready():
                 self._hasten()
@@ -222,6 +247,28 @@ class Messages:
     def data(self, number: int) -> memoryview | bytes:
         return self.answer(number, DATA).view()
 
+    def data_into(self, number: int, view: memoryview) -> int:
+        """As `data`, straight from the channel into `view`; 0 where that can't be, and then `data` has it."""
+        fill = self._receive_all
+        if self._unsent:
+            self._flush()
+        if fill is None or number in self._answers:
+            return 0
+        head = bytearray(9)
+        while number not in self._answers:
+            fill(memoryview(head))
+            size, kind, of = struct.unpack(">IBI", head)
+            if of != number or kind != DATA or not 0 < size - 9 <= len(view):
+                self._held = memoryview(bytes(head))
+                self._take()
+                continue
+            length, view = bytearray(4), view[: size - 9]
+            fill(memoryview(length), view)
+            if length != (size - 9).to_bytes(4, "big"):
+                raise self._nonsense()
+            return len(view)
+        return 0
+
     def names(self, number: int) -> Sequence[tuple[bytes, Attributes]]:
         fields, found = self.answer(number, NAME), []
         for _ in range(fields.number()):
@@ -252,11 +299,17 @@ class Messages:
         return body[0], body
 
     def _exactly(self, size: int) -> memoryview:
+        if self._receive_all is not None:
+            whole = bytearray(size)
+            had = min(size, len(self._held))
+            whole[:had], self._held = self._held[:had], self._held[had:]
+            self._receive_all(memoryview(whole)[had:])
+            return memoryview(whole)
         if len(self._held) < size:
             parts, missing = [self._held], size - len(self._held)
             while missing > 0:
                 # all there is: paramiko would move what it keeps, for every piece taken from its front
-                part = self._channel.recv(WINDOW)
+                part = cast("paramiko.Channel", self._channel).recv(WINDOW)
                 if not part:
                     raise EOFError
                 parts.append(memoryview(part))

@@ -34,6 +34,7 @@ from blocks.storage.sftp_messages import Ask, Attributes, Messages, Refused, str
 from blocks.storage.ssh_login import SshStorage
 
 if TYPE_CHECKING:
+    from blocks.storage.sftp_follow import Follower
     from blocks.storage.sftp_lane import Lane
     from blocks.storage.ssh import Connection, Shell
 
@@ -287,10 +288,26 @@ class SftpServer:
         from blocks.storage.ssh import hashed, hashing
 
         script = hashing(self.quoted(full), size, fresh=fresh)
-        out = self._run(script, self.storage.io_timeout + size / HASH_RATE, "cannot hash it", path)
+        out = self._run(script, self.patience(size), "cannot hash it", path)
         if (digest := hashed(out)) is None:
             raise UnknownError(f"sha256sum at {self.storage.address} printed no digest", path=path)
         return digest
+
+    def patience(self, size: int) -> float:
+        """Seconds that hashing so many bytes may be silent."""
+        return self.storage.io_timeout + size / HASH_RATE
+
+    def follow(self, full: bytes) -> Follower | None:
+        """Let a shell of the server's hash a file while it is being sent, where there is one."""
+        if "sha256" not in self.tools:
+            return None
+        from blocks.storage.sftp_follow import Follower
+
+        try:
+            return Follower(self.connection, self.quoted(full), sync="sync" in self.tools)
+        except OnblockError as error:  # a server may allow a connection few channels
+            log.debug("large files are hashed at their end: %s", error)
+            return None
 
     def why_not(self, refused: Refused, path: str) -> Exception:
         """A file could not be made: because of what is in the way, or because nothing fits in."""

@@ -6,9 +6,10 @@ A place is any text that all who share it write alike. Berths of runs that have 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Text, and_, delete, func, literal, or_, select, tuple_, update
+from sqlalchemy import BigInteger, Text, and_, bindparam, delete, func, or_, select, tuple_, update
 
 from flows.ledger.models import Berth, Run
 from flows.ledger.runs import Runs
@@ -21,6 +22,14 @@ class Reserved(NamedTuple):
 
     granted: bool
     others: int
+
+
+_wanted = bindparam("wanted", type_=BigInteger)
+_others = (
+    select(func.coalesce(func.sum(Berth.reserved), 0)).join(Run, Run.id == Berth.run_id)
+    .where(Berth.place == bindparam("at"), Berth.run_id != bindparam("me"), Run.ended_at.is_(None)).scalar_subquery()
+)  # fmt: skip
+"""Bytes that other runs have reserved at a place."""
 
 
 class Berths(Runs):
@@ -54,23 +63,23 @@ class Berths(Runs):
 
         Checked and written in one statement; where several may write at once, one place at a time.
         """
-        others = (
-            select(func.coalesce(func.sum(Berth.reserved), 0)).join(Run, Run.id == Berth.run_id)
-            .where(Berth.place == place, Berth.run_id != run_id, Run.ended_at.is_(None)).scalar_subquery()
-        )  # fmt: skip
-        row = select(literal(run_id, Text), literal(place, Text), literal(wanted, BigInteger)).where(
-            others + wanted <= free
-        )
-        entered = self._insert(Berth).from_select(["run_id", "place", "reserved"], row)
+        asked = {"me": run_id, "at": place, "wanted": wanted, "free": free}
         with self._write() as c:
             if not self._sqlite:
                 c.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(place, 0))))
-            granted = c.execute(
-                entered.on_conflict_do_update(
-                    index_elements=["run_id", "place"], set_={"reserved": entered.excluded.reserved}
-                ).returning(Berth.reserved)
-            ).first()
-            return Reserved(granted is not None, 0 if granted else int(c.execute(select(others)).scalar_one()))
+            granted = c.execute(self._reservation, asked).first()
+            return Reserved(granted is not None, int(c.execute(select(_others), asked).scalar_one()))
+
+    @cached_property
+    def _reservation(self) -> Any:
+        """The statement of `reserve`, made once: to build it takes longer than to carry it out."""
+        row = select(bindparam("me", type_=Text), bindparam("at", type_=Text), _wanted).where(
+            _others + _wanted <= bindparam("free", type_=BigInteger)
+        )
+        entered = self._insert(Berth).from_select(["run_id", "place", "reserved"], row)
+        return entered.on_conflict_do_update(
+            index_elements=["run_id", "place"], set_={"reserved": entered.excluded.reserved}
+        ).returning(Berth.reserved)
 
     def reserved(self, run_id: str, now: Mapping[str, int]) -> None:
         """A run needs only so much at these places any more."""

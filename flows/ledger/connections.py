@@ -5,16 +5,20 @@ What is read and written with them is in `runs.py`, `manifests.py`, `looking.py`
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Table, cast, func, literal, select
+from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Engine, Table, any_, cast, func, literal, select
 from sqlalchemy.schema import CreateTable
 
+from blocks.errors import NetworkError
 from flows.ledger.database import told
 from flows.ledger.models import File
+from flows.ledger.patience import PATIENCE_S, Waiting
 
 
 def now_ms() -> int:
@@ -29,16 +33,42 @@ class Connections:
         self.engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
         self._placeholder = "?" if engine.dialect.paramstyle == "qmark" else "%s"
+        self.patience_s = PATIENCE_S
+        self.giving_up = threading.Event()
+        """Set when whoever works with this ledger is to stop: then nobody waits long for a database that is away."""
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with told(), self.engine.begin() as c:
+        with self._begun(write=False) as c:
             yield c
+
+    def read_all(self, query: Any) -> Sequence[Any]:
+        """The rows of a query: what generators ask page by page, each of which may be asked twice (`patience.py`)."""
+        with self._read() as c:
+            return c.execute(query).all()
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         """A transaction that will write: SQLite takes its lock at once, so that it never has to fail half-way."""
-        with told(), self.engine.connect().execution_options(onblock_write=True) as c, c.begin():
+        with self._begun(write=True) as c:
+            yield c
+
+    @contextmanager
+    def _begun(self, *, write: bool) -> Iterator[Connection]:
+        """A transaction that has begun, as soon as the database lets it. Raises NetworkError when it was waited for long
+        enough."""
+        waiting = Waiting(self.patience_s, self.giving_up)
+        while True:
+            stack = ExitStack()
+            try:
+                with told():
+                    c = stack.enter_context(self.engine.connect().execution_options(onblock_write=write))
+                    stack.enter_context(c.begin())
+                break
+            except NetworkError as error:
+                stack.close()
+                waiting.pause(error)
+        with told(), stack:
             yield c
 
     def _clock(self) -> ColumnElement[int]:
@@ -60,6 +90,13 @@ class Connections:
         if rows:
             c.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)
 
+    def _among(self, column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
+        """Whether a column is one of these. One parameter however many there are, so that the statement is always the
+        same and nobody builds it anew."""
+        if self._sqlite:
+            return column.in_(select(func.json_each(json.dumps(ids)).table_valued("value").c.value))
+        return column == any_(literal(list(ids), ARRAY(BigInteger)))
+
     def _lock(self, c: Connection, which: Any) -> None:
         """Take the locks of rows in one order everywhere, so that no two writers wait for each other crosswise."""
         if not self._sqlite:  # whose writer is alone
@@ -69,7 +106,7 @@ class Connections:
         """The same for rows by id; the ids in pages."""
         found = list(pages(sorted(ids)))
         for page in found:
-            self._lock(c, File.id.in_(page))
+            self._lock(c, self._among(File.id, page))
         return found
 
     def _insert(self, model: Any) -> Any:
@@ -85,7 +122,7 @@ class Connections:
         c.execute(self._insert(model).on_conflict_do_nothing(), values)
 
 
-def pages(ids: Sequence[int], size: int = 4000) -> Iterator[Sequence[int]]:
+def pages(ids: Sequence[int], size: int = 5000) -> Iterator[Sequence[int]]:
     """Ids in pieces that fit into one statement."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

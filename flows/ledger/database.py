@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as AllInUse
 from sqlalchemy.pool import StaticPool
 
 from blocks.errors import AuthError, ConfigError, DiskFull, NetworkError, OnblockError, PermissionRefused, UnknownError
@@ -25,6 +26,16 @@ HOW_TO_NAME_IT = (
     "`pip install 'onblock[postgres]'`"
 )
 
+BUSY_MS = 2000
+"""So long SQLite itself waits for a lock, and nobody can stop it; then it is tried again (`patience.py`)."""
+POOL: dict[str, Any] = {"pool_size": 8, "pool_timeout": 5}
+"""Connections of a process that stay open, and how long (s) one is waited for where all are in use."""
+LOST = {
+    "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}  # fmt: skip
+"""A PostgreSQL whose machine is gone, without a word, is known to be gone after half a minute."""
+
 
 def make_engine(url: Any, create: bool) -> Engine:
     """An engine for a URL; without `create`, a missing SQLite file is an empty database in memory."""
@@ -33,7 +44,7 @@ def make_engine(url: Any, create: bool) -> Engine:
     if url.get_backend_name() == "postgresql":
         if "@" in (url.host or ""):
             raise ArgumentError("write an '@' in its password as %40")
-        return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=16)
+        return create_engine(url, pool_pre_ping=True, max_overflow=16, connect_args=LOST, **POOL)
     path = None if url.database in (None, "", ":memory:") else Path(url.database)
     if path is None or (not create and not path.exists()):
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
@@ -45,7 +56,7 @@ def make_engine(url: Any, create: bool) -> Engine:
                 f"the folder of the ledger cannot be made: {os.strerror(error.errno or 0)}", path=str(path.parent),
                 remedy="set ONBLOCK_HOME to a folder you may write to",
             ) from error  # fmt: skip
-        engine = create_engine(url, connect_args={"timeout": 30})
+        engine = create_engine(url, max_overflow=40, connect_args={"timeout": BUSY_MS / 1000}, **POOL)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, record: Any) -> None:
@@ -55,7 +66,7 @@ def make_engine(url: Any, create: bool) -> Engine:
             # a power cut may lose the last commits but never tears the database; files of lost rows are found
             # at their final names by the next run and taken as delivered after a comparison
             "synchronous=NORMAL",
-            "foreign_keys=ON", "busy_timeout=30000",
+            "foreign_keys=ON", f"busy_timeout={BUSY_MS}",
         ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
 
@@ -91,8 +102,8 @@ _SAID: tuple[tuple[str, type[OnblockError], str, str], ...] = (
     (r'database ".*" does not exist', ConfigError, "cannot be opened", "make it with `createdb`, or correct " + HOW_TO_NAME_IT[4:]),
     (r"invalid connection option|invalid URI|sslmode", ConfigError, "cannot be opened", HOW_TO_NAME_IT),
     (r"permission denied", PermissionRefused, "cannot be used", "give its user the right to make tables there"),
-    (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up", NetworkError,
-     "does not answer", _REACH),
+    (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up|canceling statement",
+     NetworkError, "does not answer", _REACH),
 )  # fmt: skip
 """What SQLite and PostgreSQL say, and what it is: the first that fits. Connecting to PostgreSQL gives no error codes."""
 
@@ -102,6 +113,10 @@ def told() -> Iterator[None]:
     """A failure of the database becomes one of the taxonomy, by `_SAID`."""
     try:
         yield
+    except AllInUse as error:
+        raise NetworkError(
+            "the ledger does not answer: all connections to it are in use", remedy="try again"
+        ) from error
     except DBAPIError as error:
         said = " ".join(str(error.orig).split())
         for pattern, kind, what, remedy in _SAID:

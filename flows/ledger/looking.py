@@ -12,11 +12,14 @@ from blocks import names
 from blocks.storage.base import FileInfo
 from flows.ledger.connections import Connections, pages
 from flows.ledger.models import File, Route
-from flows.ledger.states import State
+from flows.ledger.rows import LONGEST_WAIT_MS, MADE
+from flows.ledger.states import ACTIVE, State
 
 PAGE = 1000
 DELIVERED = (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED)
 """States of rows whose file is at its final name."""
+NAMED = (*DELIVERED, State.RETIRED)
+"""States of rows whose file had its final name: the latest of them says what is there, or that nothing is."""
 
 
 VERSION = (File.path, File.size, File.mtime_ns, File.etag)
@@ -62,7 +65,7 @@ class Looking(Connections):
                 rivals: dict[tuple[int, str | None], list[Any]] = {}
                 for r in c.execute(select(*where).where(  # one scan a page: there is no index on final names
                     File.route_id.in_({r.route_id for r in rows}), File.dest_path.in_({r.dest_path for r in rows}),
-                    File.done_at.is_not(None), File.state.in_(DELIVERED),
+                    File.done_at.is_not(None), File.state.in_(NAMED),
                 )):  # fmt: skip
                     rivals.setdefault((r.route_id, r.dest_path), []).append(r)
                 found |= {
@@ -73,7 +76,8 @@ class Looking(Connections):
 
     def files(
         self, *, job: str | None = None, states: Iterable[State] = (), run_id: str | None = None,
-        route_id: int | None = None, limit: int | None = None, after: int = 0,
+        route_id: int | None = None, flight: str | None = None, device: str | None = None, limit: int | None = None,
+        after: int = 0,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Rows as mappings of all columns and the route's job and destination, by id, in pages of a bounded size."""
         while limit is None or limit > 0:
@@ -82,7 +86,8 @@ class Looking(Connections):
                 .join(Route, Route.id == File.route_id)
                 .where(File.id > after).order_by(File.id).limit(min(PAGE, limit or PAGE))
             )  # fmt: skip
-            for column, value in ((Route.job, job), (File.run_id, run_id), (File.route_id, route_id)):
+            for column, value in ((Route.job, job), (File.run_id, run_id), (File.route_id, route_id),
+                                  (File.flight, flight), (File.device, device)):  # fmt: skip
                 if value is not None:
                     query = query.where(column == value)
             if states:
@@ -104,10 +109,20 @@ class Looking(Connections):
         with self._read() as c:
             return c.execute(
                 select(func.min(File.next_attempt_at)).where(
-                    File.route_id.in_(route_ids), File.state == State.QUEUED,
+                    File.route_id.in_(route_ids), File.state == State.QUEUED, File.etag != MADE,
                     or_(File.next_attempt_at > now, File.run_id == run_id),
+                    File.next_attempt_at <= now + LONGEST_WAIT_MS,
                 )
             ).scalar()  # fmt: skip
+
+    def others_at_work(self, route_ids: Sequence[int], run_id: str) -> bool:
+        """Whether another run works on files of these routes."""
+        with self._read() as c:
+            return c.execute(
+                select(File.id).where(
+                    File.route_id.in_(route_ids), File.state.in_(ACTIVE), File.run_id != run_id
+                ).limit(1)
+            ).first() is not None  # fmt: skip
 
     def preferred(self, route_id: int, most: int) -> Iterator[list[FileInfo]]:
         """Pages of the versions that wait and go before others, the most urgent first; at most so many. Of one path, the
@@ -116,10 +131,11 @@ class Looking(Connections):
         replaced = select(newer.id).where(
             newer.route_id == route_id, newer.path == File.path, newer.id > File.id
         ).exists()  # fmt: skip
-        waiting = (File.route_id == route_id, File.state == State.QUEUED, File.priority > 0, ~replaced)
+        waiting = (
+            File.route_id == route_id, File.state == State.QUEUED, File.priority > 0, File.etag != MADE, ~replaced,
+        )  # fmt: skip
         order = (File.priority.desc(), File.id)
-        with self._read() as c:
-            found = c.execute(select(*VERSION).where(*waiting).order_by(*order).limit(most)).all()
+        found = self.read_all(select(*VERSION).where(*waiting).order_by(*order).limit(most))
         for start in range(0, len(found), PAGE):
             yield [_version(r) for r in found[start : start + PAGE]]
 
@@ -127,13 +143,12 @@ class Looking(Connections):
         """Pages of the versions that wait and go after others, among those that a run has listed."""
         after = 0
         while True:
-            with self._read() as c:
-                found = c.execute(
-                    select(*VERSION, File.id)
-                    .where(File.route_id == route_id, File.state == State.QUEUED, File.priority < 0,
-                           File.run_id == run_id, File.id > after)
-                    .order_by(File.id).limit(PAGE)
-                ).all()  # fmt: skip
+            found = self.read_all(
+                select(*VERSION, File.id)
+                .where(File.route_id == route_id, File.state == State.QUEUED, File.priority < 0, File.etag != MADE,
+                       File.run_id == run_id, File.id > after)
+                .order_by(File.id).limit(PAGE)
+            )  # fmt: skip
             if not found:
                 return
             after = found[-1].id

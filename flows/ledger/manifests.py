@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, select, update
 
 from blocks import names
+from flows.ledger.looking import NAMED
 from flows.ledger.models import File, Manifest, Route, Run
 from flows.ledger.runs import Runs
 from flows.ledger.states import State
@@ -87,18 +88,17 @@ class Manifests(Runs):
             return bool(mine)
 
     def manifest_lines(self, manifest_id: int) -> Iterator[tuple[str, str]]:
-        """(dest_path, sha256) of all verified files of a manifest, in the order of the path's text, streaming."""
+        """(dest_path, sha256) of all verified files of a manifest, in the order of the path's text, streaming; with ""
+        for those that retention has removed, which are to be left out."""
         key = File.dest_path if self._sqlite else File.dest_path.collate("C")
         last: str | None = None
         query = (
-            select(File.dest_path, File.sha256)
-            .where(
-                File.manifest_id == manifest_id, File.state.in_((State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED))
-            )
+            select(File.dest_path, File.sha256, File.state)
+            .where(File.manifest_id == manifest_id, File.state.in_(NAMED))
             .order_by(key, File.done_at.desc(), File.id.desc())
         )
         with self._read() as c:
-            for path, sha256 in c.execution_options(yield_per=2000).execute(query):
+            for path, sha256, state in c.execution_options(yield_per=2000).execute(query):
                 if path != last and sha256 is not None:  # a replaced file: what was delivered last
-                    yield names.from_text(path), sha256
+                    yield names.from_text(path), "" if state == State.RETIRED else sha256
                 last = path

@@ -6,10 +6,8 @@ Times ending in `_at` are milliseconds since the epoch, UTC; those of runs by th
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, Boolean, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-from flows.ledger.states import DONE
 
 BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only in an INTEGER column
 
@@ -48,7 +46,10 @@ class Route(Base):
 
 
 class Run(Base):
-    """One run of a job. Its heartbeat is the lease of all rows it holds: one write, however many files."""
+    """One run of a job. Its heartbeat is the lease of all rows it holds: one write, however many files.
+
+    What is counted of many runs stands beside the summary, of transfers that told what became of them: `well` is NULL of
+    all others."""
 
     __tablename__ = "runs"
 
@@ -62,6 +63,17 @@ class Run(Base):
     heartbeat_at: Mapped[int] = mapped_column(BigInteger)
     ended_at: Mapped[int | None] = mapped_column(BigInteger)
     summary: Mapped[str | None] = mapped_column(Text)  # JSON, as `onblock run --json` prints it
+    delivered: Mapped[int | None] = mapped_column(BigInteger)  # files
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    well: Mapped[bool | None] = mapped_column(Boolean)  # nothing failed
+
+    _told = text("well IS NOT NULL")
+    __table_args__ = (
+        Index(
+            "ix_runs_told", "ended_at", "job", "device", "well", "delivered", "bytes",
+            sqlite_where=_told, postgresql_where=_told,
+        ),
+    )  # fmt: skip
 
 
 class Manifest(Base):
@@ -117,6 +129,45 @@ class Override(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class Product(Base):
+    """What steps made of a file: `product_id` is the row of what is delivered, `origin_id` that of what it was made of.
+    A stitched clip has two origins; a clip with a thumbnail is two products."""
+
+    __tablename__ = "products"
+    __table_args__ = (Index("ix_products_product_id", "product_id"),)
+
+    origin_id: Mapped[int] = mapped_column(ForeignKey("files.id"), primary_key=True)
+    product_id: Mapped[int] = mapped_column(ForeignKey("files.id"), primary_key=True)
+
+
+class Hook(Base):
+    """One message from outside, kept before anything is done about it: a webhook, or a device that came. What it starts
+    is started once, however often it is told."""
+
+    __tablename__ = "hooks"
+    __table_args__ = (
+        UniqueConstraint("sender", "key"),
+        UniqueConstraint("sender", "signature"),
+        Index(
+            "ix_hooks_open",
+            "received_at",
+            sqlite_where=text("done_at IS NULL"),
+            postgresql_where=text("done_at IS NULL"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    sender: Mapped[str] = mapped_column(String(100))
+    key: Mapped[str] = mapped_column(String(255))  # what makes two messages one
+    signature: Mapped[str | None] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(100))
+    flight: Mapped[str | None] = mapped_column(String(100))
+    events: Mapped[str] = mapped_column(Text)  # JSON: what to tell Prefect, with ids
+    answer: Mapped[str] = mapped_column(Text)  # JSON, as the sender got it
+    received_at: Mapped[int] = mapped_column(BigInteger)
+    done_at: Mapped[int | None] = mapped_column(BigInteger)  # when Prefect had taken all of it
+
+
 class File(Base):
     """One file version on one route."""
 
@@ -155,14 +206,14 @@ class File(Base):
     verify_passes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")  # since the delivery
     proven_at: Mapped[int | None] = mapped_column(BigInteger)  # the last of them
     updated_at: Mapped[int] = mapped_column(BigInteger)
+    lineage: Mapped[str | None] = mapped_column(Text)  # JSON, of products: what they were made of, and how
 
-    _open = text("state NOT IN ({})".format(", ".join(f"'{s}'" for s in sorted(DONE))))
     _hashed = text("sha256 IS NOT NULL")
     _wished = text("wish IS NOT NULL")
     __table_args__ = (
         UniqueConstraint("route_id", "path", "size", "mtime_ns", "etag", name="uq_files_version"),
-        Index("ix_files_open", "route_id", "state", sqlite_where=_open, postgresql_where=_open),
+        Index("ix_files_state", "route_id", "state"),
         Index("ix_files_sha256", "sha256", sqlite_where=_hashed, postgresql_where=_hashed),
         Index("ix_files_manifest", "manifest_id"),
-        Index("ix_files_wish", "run_id", sqlite_where=_wished, postgresql_where=_wished),
+        Index("ix_files_wish", "wish", sqlite_where=_wished, postgresql_where=_wished),
     )

@@ -21,6 +21,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    false,
     func,
     or_,
     select,
@@ -32,12 +33,15 @@ from blocks import names
 from blocks.errors import OnblockError
 from blocks.storage.base import FileInfo
 from flows.ledger.connections import Connections, now_ms, pages
-from flows.ledger.models import File, Manifest, Run
+from flows.ledger.models import File, Manifest, Product, Run
 from flows.ledger.rows import message_of
 from flows.ledger.states import State, check_moves
 
 APART_MS = 3_600_000
 """Two verify passes of a file are at least so far apart, unless a job says otherwise."""
+MISSED = "?"
+"""The journal of a delivered row whose source file was not found after a cleanup that had it in hand had died: another
+card may have been in. The file may lie aside on the right one, so that each cleanup looks for it."""
 KEPT = (State.VERIFIED, State.CLEANED)
 """States of rows whose file is at its final name, and that no cleanup works on."""
 
@@ -66,6 +70,12 @@ class Proof(NamedTuple):
     findings: str | None  # JSON, of the gate
     manifest: str | None
     backup: str | None = None
+    made: tuple[Proof, ...] = ()  # what was made of it, which is delivered in its stead
+
+    @property
+    def delivered(self) -> tuple[Proof, ...]:
+        """What lies at the destination for it: itself, or what was made of it."""
+        return self.made or (self,)
 
     @property
     def version(self) -> tuple[int, int, str]:
@@ -85,6 +95,24 @@ def _proof(row: Row[Any]) -> Proof:
         path=names.from_text(proof.path), state=State(proof.state), dest_path=names.from_text(proof.dest_path or ""),
         manifest=None if proof.manifest is None else names.from_text(proof.manifest),
     )  # fmt: skip
+
+
+def proofs_by_id(c: Any, ids: Sequence[int]) -> list[Proof]:
+    """What is known of these rows, in no order."""
+    query = select(*_COLUMNS).outerjoin(Manifest, Manifest.id == File.manifest_id)
+    return _with_made(c, [_proof(r) for page in pages(ids) for r in c.execute(query.where(File.id.in_(page)))])
+
+
+def _with_made(c: Any, proofs: Sequence[Proof]) -> list[Proof]:
+    """The same, with what was made of those that have no final name of their own."""
+    made: dict[int, list[Proof]] = {p.id: [] for p in proofs if not p.dest_path}
+    for page in pages(sorted(made)):
+        for row in c.execute(
+            select(*_COLUMNS, Product.origin_id).join(Product, Product.product_id == File.id)
+            .outerjoin(Manifest, Manifest.id == File.manifest_id).where(Product.origin_id.in_(page)).order_by(File.id)
+        ):  # fmt: skip
+            made[row.origin_id].append(_proof(row))
+    return [p._replace(made=tuple(made[p.id])) if p.id in made else p for p in proofs]
 
 
 class Proofs(Connections):
@@ -110,14 +138,15 @@ class Proofs(Connections):
             )  # fmt: skip
             for row in rows:
                 found[row.n].append(_proof(row))
-        return found
+            return [_with_made(c, group) for group in found]
 
     def longest_unproven(self, route_id: int, most: int) -> list[Proof]:
         """Delivered files of a route, those that nobody has looked at for longest first; at most so many."""
         with self._read() as c:
             return [_proof(r) for r in c.execute(
                 select(*_COLUMNS).outerjoin(Manifest, Manifest.id == File.manifest_id)
-                .where(File.route_id == route_id, File.state.in_(KEPT), File.sha256.is_not(None))
+                .where(File.route_id == route_id, File.state.in_(KEPT), File.sha256.is_not(None),
+                       File.dest_path.is_not(None))
                 .order_by(func.coalesce(File.proven_at, 0), File.done_at, File.id).limit(most)
             )]  # fmt: skip
 
@@ -125,7 +154,12 @@ class Proofs(Connections):
         """How many files of a route there are to be proven."""
         with self._read() as c:
             return c.execute(
-                select(func.count()).where(File.route_id == route_id, File.state.in_(KEPT), File.sha256.is_not(None))
+                select(func.count()).where(
+                    File.route_id == route_id,
+                    File.state.in_(KEPT),
+                    File.sha256.is_not(None),
+                    File.dest_path.is_not(None),
+                )
             ).scalar_one()
 
     def proven(self, seen: Iterable[tuple[int, int]], apart_ms: int = APART_MS) -> None:
@@ -149,6 +183,12 @@ class Proofs(Connections):
                 looked,
             )  # fmt: skip
 
+    def made_of(self, product_id: int) -> list[Proof]:
+        """The rows of what a product was made of; none if it is none."""
+        with self._read() as c:
+            ids = c.execute(select(Product.origin_id).where(Product.product_id == product_id)).scalars()
+            return proofs_by_id(c, list(ids))
+
     def queue_again(self, run_id: str, proofs: Iterable[Proof]) -> set[int]:
         """Have quarantined files sent again, whose source has them still; those that are still quarantined."""
         check_moves([(State.QUARANTINED, State.QUEUED)])
@@ -162,6 +202,14 @@ class Proofs(Connections):
                             updated_at=now)
                     .returning(File.id)
                 ).scalars())  # fmt: skip
+            for page in pages(sorted(moved)):  # what they were made of is made anew, or is still in the spool
+                c.execute(
+                    update(File)
+                    .where(File.id.in_(select(Product.origin_id).where(Product.product_id.in_(page))),
+                           File.state == State.VERIFIED)
+                    .values(state=State.QUEUED, run_id=run_id, tries=0, next_attempt_at=None, queued_at=now_ms(),
+                            done_at=None, updated_at=now_ms())
+                )  # fmt: skip
         return moved
 
     # -- cleanup ------------------------------------------------------------------------------------------------------
@@ -191,27 +239,25 @@ class Proofs(Connections):
                     .values(state=State.CLEANUP_ELIGIBLE, attempt=File.attempt + 1, run_id=run_id, updated_at=now)
                     .returning(File.id)
                 ).scalars())  # fmt: skip
-                taken += self._of(c, ids)
+                taken += proofs_by_id(c, ids)
         return taken
 
-    def take_over_cleanups(self, run_id: str, route_ids: Sequence[int]) -> list[Proof]:
-        """Take what cleanups have left that are no longer alive (`recover` has ended those that died)."""
+    def take_over_cleanups(self, run_id: str, route_ids: Sequence[int]) -> tuple[list[Proof], list[Proof]]:
+        """Take what cleanups have left that are no longer alive (`recover` has ended those that died); and what was
+        MISSED when it was looked for before."""
         alive = select(Run.id).where(Run.ended_at.is_(None), Run.id != run_id)
-        left = and_(
-            File.route_id.in_(route_ids), File.state == State.CLEANUP_ELIGIBLE,
-            or_(File.run_id.is_(None), File.run_id.not_in(alive)),
-        )  # fmt: skip
+        mine = File.route_id.in_(route_ids)
+        left = and_(mine, File.state == State.CLEANUP_ELIGIBLE, or_(File.run_id.is_(None), File.run_id.not_in(alive)))
+        taken: list[list[Proof]] = []
         with self._write() as c:
-            self._lock(c, left)
-            ids = list(c.execute(
-                update(File).where(left).values(attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
-                .returning(File.id)
-            ).scalars())  # fmt: skip
-            return self._of(c, ids)
-
-    def _of(self, c: Any, ids: Sequence[int]) -> list[Proof]:
-        query = select(*_COLUMNS).outerjoin(Manifest, Manifest.id == File.manifest_id)
-        return [_proof(r) for page in pages(ids) for r in c.execute(query.where(File.id.in_(page)))]
+            for which in (left, and_(mine, File.state == State.VERIFIED, File.journal == MISSED)):
+                self._lock(c, which)
+                taken.append(proofs_by_id(c, list(c.execute(
+                    update(File).where(which)
+                    .values(state=State.CLEANUP_ELIGIBLE, attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
+                    .returning(File.id)
+                ).scalars())))  # fmt: skip
+        return taken[0], taken[1]
 
     def holds_cleanup(self, run_id: str, claims: Iterable[Proof]) -> bool:
         """Whether all of these rows are still ours: asked in the moment before something is deleted."""
@@ -227,11 +273,13 @@ class Proofs(Connections):
         """The source files of these rows are gone, or in the `backup` they name. Those that were still ours."""
         return self._end_cleanup(run_id, claims, State.CLEANED)
 
-    def spared(self, run_id: str, claims: Iterable[Proof]) -> set[int]:
-        """Nothing was done to the source files of these rows."""
-        return self._end_cleanup(run_id, claims, State.VERIFIED)
+    def spared(self, run_id: str, claims: Iterable[Proof], *, missed: bool = False) -> set[int]:
+        """Nothing was done to the source files of these rows, as far as anybody knows of those that were `missed`."""
+        return self._end_cleanup(run_id, claims, State.VERIFIED, MISSED if missed else None)
 
-    def _end_cleanup(self, run_id: str, claims: Iterable[Proof], to: State) -> set[int]:
+    def _end_cleanup(
+        self, run_id: str, claims: Iterable[Proof], to: State, journal: str | None = None
+    ) -> set[int]:  # fmt: skip
         check_moves([(State.CLEANUP_ELIGIBLE, to)])
         written: set[int] = set()
         claims = sorted(claims)
@@ -240,10 +288,10 @@ class Proofs(Connections):
         with self._write() as c:
             self._lock_ids(c, [claim.id for claim in claims])
             for claim in claims:
-                backup = None if claim.backup is None else names.to_text(claim.backup)
-                values: dict[str, Any] = {"journal": backup} if to is State.CLEANED else {}
+                if to is State.CLEANED:
+                    journal = None if claim.backup is None else names.to_text(claim.backup)
                 if c.execute(
-                    update(File).where(_ours(run_id, claim)).values(state=to, updated_at=now_ms(), **values)
+                    update(File).where(_ours(run_id, claim)).values(state=to, journal=journal, updated_at=now_ms())
                 ).rowcount:
                     written.add(claim.id)
         return written
@@ -281,6 +329,19 @@ class Proofs(Connections):
             for row in found:
                 yield _proof(row)._replace(backup=names.from_text(row.journal))
 
+    def missed(self, route_ids: Sequence[int]) -> list[Proof]:
+        """Rows whose source file a killed cleanup had in hand, and that was not found since."""
+        with self._read() as c:
+            which = and_(File.route_id.in_(route_ids), File.state == State.VERIFIED, File.journal == MISSED)
+            return proofs_by_id(c, list(c.execute(select(File.id).where(which).order_by(File.id)).scalars()))
+
+    def forget_missed(self, proofs: Iterable[Proof]) -> None:
+        """Nobody looks for the source files of these rows any more."""
+        with self._write() as c:
+            for page in self._lock_ids(c, [proof.id for proof in proofs]):
+                mine = and_(File.id.in_(page), File.state == State.VERIFIED, File.journal == MISSED)
+                c.execute(update(File).where(mine).values(journal=None))
+
     def backup_gone(self, claims: Iterable[Proof]) -> None:
         """The backups of these rows are no more."""
         with self._write() as c:
@@ -290,6 +351,17 @@ class Proofs(Connections):
 
 def _ready(file: Any, now: int, min_passes: int, min_age_ms: int) -> ColumnElement[bool]:
     """`flows.upkeep.clean.may_be_cleaned` in SQL."""
+    made = aliased(File)
+    whole = _ready_itself(made, now, min_passes, min_age_ms)
+    links = select(Product.product_id).join(made, made.id == Product.product_id).where(Product.origin_id == file.id)
+    by_products = and_(
+        file.state == State.VERIFIED, file.sha256.is_not(None), file.dest_path.is_(None), file.done_at <= now,
+        links.exists(), ~links.where(~func.coalesce(whole, false())).exists(),
+    )  # fmt: skip
+    return or_(_ready_itself(file, now, min_passes, min_age_ms), by_products)
+
+
+def _ready_itself(file: Any, now: int, min_passes: int, min_age_ms: int) -> ColumnElement[bool]:
     return and_(
         file.state == State.VERIFIED, file.sha256.is_not(None), file.manifest_id.is_not(None),
         file.dest_path.is_not(None), file.verify_passes >= min_passes, file.done_at <= now,

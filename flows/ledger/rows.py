@@ -11,6 +11,13 @@ from blocks.storage.base import FileInfo
 from flows.ledger.models import File
 from flows.ledger.states import State
 
+MADE = "!made"
+"""The etag of rows that stand for what steps made; their path is one in the spool."""
+
+
+LONGEST_WAIT_MS = 3_600_000
+"""No failure puts a row off for longer: a time beyond it was written while the clock was wrong, and is none."""
+
 
 class Row(NamedTuple):
     """What a transfer needs to know of a row."""
@@ -32,6 +39,10 @@ class Row(NamedTuple):
     journal: str | None
     priority: int
     findings: str | None
+
+    def waits(self, now: int) -> bool:
+        """Whether its next attempt is not due yet. `now` in ms since the epoch."""
+        return self.next_attempt_at is not None and now < self.next_attempt_at <= now + LONGEST_WAIT_MS
 
 
 COLUMNS = [getattr(File, name) for name in Row._fields]
@@ -57,6 +68,7 @@ class Entered(NamedTuple):
     id: int
     state: str
     attempt: int
+    dest_path: str | None = None
 
 
 class NewFile(NamedTuple):
@@ -70,6 +82,7 @@ class NewFile(NamedTuple):
     failure: OnblockError | None = None
     stage: str | None = None
     findings: str | None = None
+    said: str | None = None  # in place of what a failure says
 
 
 class Judged(NamedTuple):
@@ -107,3 +120,4 @@ class Outcome(NamedTuple):
     tries: int = 0
     next_attempt_at: int | None = None
     journal: str | None = None
+    findings: str | None = None  # JSON: what the gate found since; None leaves what it found before

@@ -22,6 +22,9 @@ LEASE_MS = 60_000
 """A run without a heartbeat for so long has lost its rows, unless its process is known to be there."""
 HEARTBEAT_S = 10.0
 
+AMISS = ("failed", "blocked", "deferred", "problems")
+"""What says in a transfer's summary that not everything is where it belongs."""
+
 _at_work: set[str] = set()
 """Runs of this process that have begun and not ended: a process that lives on does not hold the rows of its past."""
 
@@ -66,7 +69,8 @@ class Runs(Connections):
         """The run is over: rows it still holds are free again."""
         _at_work.discard(run_id)
         with self._write() as c:
-            c.execute(update(Run).where(Run.id == run_id).values(ended_at=self._clock(), summary=json.dumps(summary)))
+            told = {"ended_at": self._clock(), "summary": json.dumps(summary), **_counted(summary)}
+            c.execute(update(Run).where(Run.id == run_id).values(told))
             self._release(c, [run_id])
 
     def recover(self) -> int:
@@ -134,3 +138,13 @@ class Runs(Connections):
         for page in pages(freed):
             fulfil(c, File.id.in_(page))
         return len(freed)
+
+
+def _counted(summary: dict[str, Any]) -> dict[str, Any]:
+    """The columns for what is counted of a run: of a transfer, which alone names its destinations."""
+    if "destinations" not in summary:
+        return {}
+    return {
+        "delivered": summary["delivered"], "bytes": summary["bytes"],
+        "well": not any(summary[what] for what in AMISS),
+    }  # fmt: skip

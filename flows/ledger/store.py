@@ -15,6 +15,8 @@ from typing import Any, Self
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
+    Connection,
     Engine,
     Integer,
     MetaData,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     func,
     literal,
     or_,
@@ -35,7 +38,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import aliased
 
 from blocks import names
-from blocks.errors import ConfigError, OnblockError
+from blocks.errors import ConfigError, Kind, OnblockError
 from blocks.home import home
 from blocks.storage.base import FileInfo
 from flows.ledger import migrate
@@ -44,13 +47,16 @@ from flows.ledger.connections import now_ms, pages
 from flows.ledger.database import HOW_TO_NAME_IT, make_engine
 from flows.ledger.looking import Looking
 from flows.ledger.manifests import Manifests
-from flows.ledger.models import File, Identity, Manifest, Route, Run
+from flows.ledger.models import File, Identity, Manifest, Product, Route, Run
 from flows.ledger.overrides import Overrides
+from flows.ledger.patience import PATIENCE_S, once_more
+from flows.ledger.products import BY_PRODUCTS, Products
 from flows.ledger.proofs import Proofs
-from flows.ledger.rows import COLUMNS, Claim, Entered, Judged, NewFile, Outcome, Row, message_of, row_of
+from flows.ledger.retiring import Retiring
+from flows.ledger.rows import COLUMNS, MADE, Claim, Entered, Judged, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
 from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
-from flows.ledger.wishes import Wishes, fulfil
+from flows.ledger.wishes import CLEAR, Wish, Wishes, fulfil, with_products
 
 PROBLEM = "!problem"
 """The etag of rows that stand for something that cannot be taken: a socket, a folder that cannot be read."""
@@ -74,12 +80,60 @@ _done = Table(
 )  # fmt: skip
 
 
+_SET_ASIDE = (State.CANCELLED, State.BLOCKED)
+"""Rows that keep nothing at the destination for a resume."""
+_CLAIM = (File.id, File.attempt, File.tries, File.queued_at, File.journal)
+FRESH_MS = 10 * 60_000
+"""A row that was entered since then and never claimed is taken without being read."""
+_STILL_PROVEN = and_(File.done_at.is_not(None), File.sha256.is_not(None), File.dest_path.is_not(None))
+"""Of a row that was delivered, and asked for again: its delivery was never found wanting."""
+_BACK = {
+    "state": State.VERIFIED, "kind": None, "stage": None, "next_attempt_at": None,
+    "message": "was asked for again, but the source does not have it any more: what was delivered before stays",
+}  # fmt: skip
+
+
+def _back(c: Connection, ids: Sequence[int], which: ColumnElement[bool]) -> set[int | None]:
+    """Rows whose source is gone, and whose delivery, or that of everything made of them, was never found wanting, are
+    as they were. The manifests they stand in."""
+    made = aliased(File)
+    whole = and_(made.done_at.is_not(None), made.sha256.is_not(None), made.dest_path.is_not(None))
+    links = select(Product.product_id).join(made, made.id == Product.product_id).where(Product.origin_id == File.id)
+    by_products = and_(
+        File.verified_by == BY_PRODUCTS, File.done_at.is_not(None), links.exists(), ~links.where(~whole).exists()
+    )
+    back = c.execute(
+        update(File).where(File.id.in_(ids), which, or_(_STILL_PROVEN, by_products)).values(_BACK)
+        .returning(File.id, File.manifest_id, File.dest_path)
+    ).all()  # fmt: skip
+    manifests = {r.manifest_id for r in back}
+    if origins := [r.id for r in back if r.dest_path is None]:
+        theirs = select(Product.product_id).where(Product.origin_id.in_(origins))
+        aside = (State.QUEUED, State.FAILED, State.CANCELLED)
+        manifests |= set(c.execute(
+            update(File).where(File.id.in_(theirs), File.state.in_(aside), _STILL_PROVEN).values(_BACK)
+            .returning(File.manifest_id)
+        ).scalars())  # fmt: skip
+    return manifests
+
+
+def _proof_after(state: State, now: int) -> dict[str, Any]:
+    """What is proven of a row after an attempt. One that failed takes nothing from what was delivered before it."""
+    if state in DONE:
+        return {"sha256": _done.c.sha256, "verified_by": _done.c.verified_by, "done_at": now, "verify_passes": 0,
+                "proven_at": None}  # fmt: skip
+    if state is State.QUARANTINED:
+        return {"sha256": _done.c.sha256, "verified_by": None, "done_at": None, "verify_passes": 0, "proven_at": None}
+    return {}
+
+
 def default_url() -> str:
     """ONBLOCK_LEDGER_URL, or SQLite in ONBLOCK_HOME."""
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
 
 
-class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
+@once_more
+class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs, Products, Retiring):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):
@@ -100,10 +154,13 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
             why = "its port is no number" if type(error) is ValueError else error
             raise ConfigError(f"the ledger cannot be opened: {why}", remedy=HOW_TO_NAME_IT) from None
         ledger = cls(engine)
+        if not ledger._sqlite:  # an address that leads nowhere is told at once
+            ledger.patience_s = 0.0
         try:
             with ledger._write() as connection:
                 migrate.upgrade(connection)
                 ledger.identity = connection.execute(select(Identity.id)).scalar_one()
+            ledger.patience_s = PATIENCE_S
         except BaseException:
             ledger.close()
             raise
@@ -163,8 +220,8 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
         with self._write() as c:
             self._fill(c, _new, [
                 (
-                    n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag, f.state,
-                    f.failure.kind if f.failure else None, f.stage, message_of(f.failure),
+                    n, names.to_text(f.info.path), f.info.size, f.info.mtime_ns, f.info.etag, f.state.value,
+                    f.failure.kind if f.failure else None, f.stage, f.said or message_of(f.failure),
                     None if f.dest_path is None else names.to_text(f.dest_path), f.findings,
                 )
                 for n, f in enumerate(files)
@@ -175,11 +232,11 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
                 .on_conflict_do_nothing()
             )
             found = c.execute(
-                select(File.id, File.state, File.attempt)
+                select(File.id, File.state, File.attempt, File.dest_path)
                 .select_from(_new.join(File, self._same_version(route_id, _new)))
                 .order_by(_new.c.n)
             ).all()
-        return [Entered(*r) for r in found]
+        return [Entered(r[0], r[1], r[2], None if r[3] is None else names.from_text(r[3])) for r in found]
 
     def requeue(self, run_id: str, rows: Sequence[Row]) -> list[Row]:
         """Put rows that failed or were blocked back into the queue; those that are still as they were seen."""
@@ -223,52 +280,69 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
             and_(gone.etag == PROBLEM, gone.state.in_((State.FAILED, State.BLOCKED))),
         )
         while True:
-            with self._read() as c:
-                found = c.execute(
-                    select(*[getattr(gone, name) for name in Row._fields], newer_version)
-                    .where(
-                        gone.route_id == route_id, waiting,
-                        or_(gone.run_id.is_(None), and_(gone.run_id != run_id, gone.run_id.not_in(alive))),
-                    ).limit(1000)
-                ).all()  # fmt: skip
+            found = self.read_all(
+                select(*[getattr(gone, name) for name in Row._fields], newer_version)
+                .where(
+                    gone.route_id == route_id, waiting, gone.etag != MADE,
+                    or_(gone.run_id.is_(None), and_(gone.run_id != run_id, gone.run_id.not_in(alive))),
+                ).limit(1000)
+            )  # fmt: skip
             if not found:
                 return
             yield [(row_of(r[:-1]), bool(r[-1])) for r in found]
 
     def cancelled(self, route_id: int) -> Iterator[list[Row]]:
-        """Pages of cancelled rows of which something may lie at the destination. The caller clears them before it asks
-        for the next page."""
+        """Pages of rows that were cancelled or blocked, of which something may lie at the destination. The caller clears
+        them before it asks for the next page."""
         while True:
-            with self._read() as c:
-                found = c.execute(
-                    select(*COLUMNS).where(
-                        File.route_id == route_id, File.state == State.CANCELLED, File.journal.is_not(None)
-                    ).limit(1000)
-                ).all()  # fmt: skip
+            found = self.read_all(
+                select(*COLUMNS).where(
+                    File.route_id == route_id, File.state.in_(_SET_ASIDE), File.journal.is_not(None)
+                ).limit(1000)
+            )  # fmt: skip
             if not found:
                 return
             yield [row_of(r) for r in found]
 
     def cleared(self, rows: Sequence[Row]) -> None:
-        """Nothing of these cancelled rows lies at the destination any more."""
+        """Nothing of these rows, which were cancelled or blocked, lies at the destination any more."""
         with self._write() as c:
             for page in self._lock_ids(c, [r.id for r in rows]):
-                c.execute(update(File).where(File.id.in_(page), File.state == State.CANCELLED).values(journal=None))
+                c.execute(update(File).where(File.id.in_(page), File.state.in_(_SET_ASIDE)).values(journal=None))
 
     # -- files: claim and finish --------------------------------------------------------------------------------------
 
     def claim(self, run_id: str, row_ids: Sequence[int], to: State = State.DELIVERING) -> dict[int, Claim]:
-        """Take queued rows, in one statement a page: those that were free."""
+        """Take queued rows, in one statement a page: those that were free. `queued_at` of a row that is younger than
+        `FRESH_MS` may be as late as now."""
         taken: dict[int, Claim] = {}
         free = sources(to) & {State.QUEUED, State.FETCHED, State.PROCESSED}
         with self._write() as c:
             self._renew(c, run_id)  # whoever holds rows has a lease
+            now = now_ms()
             for page in self._lock_ids(c, row_ids):
-                taken |= {r[0]: Claim(*r) for r in c.execute(
-                    update(File).where(File.id.in_(page), File.state.in_(free))
-                    .values(state=to, attempt=File.attempt + 1, run_id=run_id, updated_at=now_ms())
-                    .returning(File.id, File.attempt, File.tries, File.queued_at, File.journal)
-                ).all()}  # fmt: skip
+                among = self._among(File.id, page)
+                take = (
+                    update(File).where(among, File.state.in_(free))
+                    .values(state=to, attempt=File.attempt + 1, run_id=run_id, updated_at=now)
+                )  # fmt: skip
+                if self._sqlite:  # nobody else writes meanwhile, and RETURNING costs as much as the rest
+                    new = and_(
+                        File.state == State.QUEUED, File.attempt == 0, File.tries == 0, File.journal.is_(None),
+                        File.queued_at > now - FRESH_MS,
+                    )  # fmt: skip
+                    other = c.execute(select(*_CLAIM, File.state).where(among, ~new)).all()
+                    claims = {i: Claim(i, 1, 0, now) for i in page}
+                    for r in other:
+                        del claims[r.id]
+                        if r.state in free:
+                            claims[r.id] = Claim(r.id, r.attempt + 1, r.tries, r.queued_at, r.journal)
+                    if c.execute(take).rowcount != len(claims):
+                        there = set(c.execute(select(File.id).where(among)).scalars())
+                        claims = {i: claim for i, claim in claims.items() if i in there}
+                    taken |= claims
+                else:
+                    taken |= {r[0]: Claim._make(r) for r in c.execute(take.returning(*_CLAIM)).all()}
         return taken
 
     def note(self, claim: Claim, bytes_done: int, journal: str) -> bool:
@@ -290,35 +364,46 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
             now = self._now(c)  # of two deliveries to one final name, on two machines, the later one must show
             self._fill(c, _done, [
                 (
-                    o.id, o.attempt, o.state, o.failure.kind if o.failure else None, o.stage,
+                    o.id, o.attempt, o.state.value, o.failure.kind if o.failure else None, o.stage,
                     message_of(o.failure), None if o.dest_path is None else names.to_text(o.dest_path),
                     o.sha256, o.verified_by, o.bytes_done, o.tries, o.next_attempt_at, o.journal,
                 )
                 for o in outcomes
             ])  # fmt: skip
             self._lock_ids(c, [o.id for o in outcomes])
+            changed: set[int | None] = set()  # manifests
             for state in {o.state for o in outcomes}:
-                written |= set(c.execute(
+                moved = c.execute(
                     update(File)
                     .where(File.id == _done.c.id, File.attempt == _done.c.attempt, _done.c.state == state,
                            File.state.in_(sources(state) & ACTIVE))
                     .values(
-                        state=_done.c.state, kind=_done.c.kind, stage=_done.c.stage, message=_done.c.message,
-                        dest_path=func.coalesce(_done.c.dest_path, File.dest_path), sha256=_done.c.sha256,
-                        verified_by=_done.c.verified_by, bytes_done=_done.c.bytes_done, tries=_done.c.tries,
-                        next_attempt_at=_done.c.next_attempt_at, journal=_done.c.journal, updated_at=now,
-                        done_at=now if state in DONE else None, verify_passes=0, proven_at=None,
+                        state=state, kind=_done.c.kind, stage=_done.c.stage, message=_done.c.message,
+                        dest_path=func.coalesce(_done.c.dest_path, File.dest_path), bytes_done=_done.c.bytes_done,
+                        tries=_done.c.tries, next_attempt_at=_done.c.next_attempt_at, journal=_done.c.journal,
+                        updated_at=now, **_proof_after(state, now),
                     )
-                    .returning(File.id)
-                ).scalars().all())  # fmt: skip
-            for page in pages(sorted(written)):
-                fulfil(c, File.id.in_(page))
-            changed = c.execute(
-                select(File.manifest_id).distinct().where(
-                    File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == State.VERIFIED,
-                    File.manifest_id.is_not(None),
-                )
-            ).scalars().all()  # fmt: skip
+                    .returning(File.id, File.manifest_id)
+                ).all()  # fmt: skip
+                written.update(r[0] for r in moved)
+                if state is State.VERIFIED:
+                    changed.update(r[1] for r in moved)
+            if judged := [{"row": o.id, "found": o.findings} for o in outcomes if o.findings and o.id in written]:
+                c.execute(update(File).where(File.id == bindparam("row")).values(findings=bindparam("found")), judged)
+            if any(o.failure is not None and o.failure.kind is Kind.SOURCE_VANISHED for o in outcomes):
+                for page in pages(sorted(written)):
+                    vanished = and_(File.state == State.FAILED, File.kind == Kind.SOURCE_VANISHED)
+                    changed |= _back(c, page, vanished)
+            wanted = written & set(c.execute(select(File.id).where(File.wish.is_not(None))).scalars())
+            for page in pages(sorted(wanted)):
+                fulfil(c, self._among(File.id, page))
+            if len(written) < len(outcomes):  # a commit may have been lost on its way back, and this be the second time
+                written |= set(c.execute(
+                    select(File.id).where(
+                        File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == _done.c.state,
+                        File.sha256 == _done.c.sha256, File.state.in_(DONE),
+                    )
+                ).scalars())  # fmt: skip
             for manifest_id in sorted(m for m in changed if m is not None):
                 c.execute(update(Manifest).where(Manifest.id == manifest_id).values(version=Manifest.version + 1))
         return written
@@ -341,6 +426,9 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
                     for row, state, failure in settled
                 ],
             )  # fmt: skip
+            for page in pages([row.id for row, _, _ in settled]):
+                _back(c, page, File.state.in_((State.FAILED, State.CANCELLED)))
+                with_products(c, page, Wish.CANCEL, "the run that did not find its file any more")
 
     def judged(self, judged: Sequence[Judged]) -> None:
         """Write down what the gate finds now of rows that wait or are blocked; those that are still as they were seen."""
@@ -354,7 +442,11 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
                 File.id == bindparam("row"), File.state == bindparam("seen"), File.attempt == bindparam("held")
             ).values(findings=bindparam("found"), updated_at=now)  # fmt: skip
             stopped = as_seen.values(
-                state=bindparam("to"), kind=bindparam("why"), message=bindparam("said"), stage=bindparam("at")
+                state=bindparam("to"),
+                kind=bindparam("why"),
+                message=bindparam("said"),
+                stage=bindparam("at"),
+                journal=case((File.attempt > 0, func.coalesce(File.journal, CLEAR)), else_=None),
             )
             for statement, rows in (
                 (as_seen, [j for j in judged if j.failure is None]), (stopped, [j for j in judged if j.failure is not None]),
@@ -396,6 +488,7 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs):
 __all__ = [
     "HEARTBEAT_S",
     "LEASE_MS",
+    "MADE",
     "PROBLEM",
     "Claim",
     "Judged",

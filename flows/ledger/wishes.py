@@ -15,7 +15,8 @@ from sqlalchemy import Connection, case, delete, func, select, true, update
 from blocks import names
 from blocks.errors import ConfigError, Kind
 from flows.ledger.connections import Connections, now_ms, pages
-from flows.ledger.models import File, Hold, Route
+from flows.ledger.models import File, Hold, Product, Route
+from flows.ledger.rows import MADE
 from flows.ledger.states import ACTIVE, State, check_moves
 
 
@@ -44,7 +45,7 @@ AT_REST: dict[Wish, tuple[frozenset[State], State]] = {
     Wish.CANCEL: (frozenset({_S.QUEUED, _S.PAUSED, _S.BLOCKED, _S.FAILED, _S.QUARANTINED}), _S.CANCELLED),
     Wish.RETRY: (
         frozenset({_S.QUEUED, _S.PAUSED, _S.FAILED, _S.BLOCKED, _S.QUARANTINED, _S.CANCELLED, _S.VERIFIED,
-                   _S.DUPLICATE}), _S.QUEUED,
+                   _S.DUPLICATE, _S.RETIRED}), _S.QUEUED,
     ),
 }  # fmt: skip
 """For each wish: rows in which states it moves at once, and where to."""
@@ -88,7 +89,8 @@ class Wishes(Connections):
     ) -> list[Chosen]:  # fmt: skip
         """The rows that are named by number, or by what they have in common. Raises ConfigError for a number that is
         none."""
-        query = select(File.id, File.state, File.path).join(Route, Route.id == File.route_id).order_by(File.id)
+        columns = select(File.id, File.state, File.path, File.etag).order_by(File.id)
+        query = columns.join(Route, Route.id == File.route_id)
         for column, value in ((Route.job, job), (File.flight, flight), (File.device, device)):
             if value is not None:
                 query = query.where(column == value)
@@ -103,7 +105,24 @@ class Wishes(Connections):
             raise ConfigError(
                 f"there is no file {missing[0]} among these", remedy="`onblock transfers list` shows the numbers"
             )
-        return [Chosen(r.id, State(r.state), names.from_text(r.path)) for r in found]
+        # of a product that is at rest, what it was made of may be under way; it is not asked for by that
+        wanted = columns.where(File.state.not_in(ACTIVE - set(states))) if states else columns
+        return [Chosen(r.id, State(r.state), names.from_text(r.path)) for r in self._as_one(wanted, found)]
+
+    def _as_one(self, wanted: Any, found: Sequence[Any]) -> list[Any]:
+        """The same rows, with the files that products were made of in their stead, as far as those are `wanted`: both
+        are one to whoever wants something of them."""
+        there = {r.id for r in found}
+        made = sorted(r.id for r in found if r.etag == MADE)
+        if not made:
+            return list(found)
+        with self._read() as c:
+            origins = {
+                i for page in pages(made)
+                for i in c.execute(select(Product.origin_id).where(Product.product_id.in_(page))).scalars()
+            } - there  # fmt: skip
+            rest = [r for page in pages(sorted(origins)) for r in c.execute(wanted.where(File.id.in_(page)))]
+        return sorted([*(r for r in found if r.etag != MADE), *rest], key=lambda r: r.id)
 
     def grant(self, wish: Wish, chosen: Sequence[Chosen], *, who: str) -> Granted:
         """Do as somebody wants. Raises ConfigError, and changes nothing, if it does not fit all of the rows."""
@@ -119,6 +138,8 @@ class Wishes(Connections):
                 moved += c.execute(
                     update(File).where(File.id.in_(page), File.state.in_(states)).values(**_changes(wish, to, who))
                 ).rowcount
+                if to in (State.QUEUED, State.CANCELLED) and wish is not Wish.RESUME:
+                    with_products(c, page, wish, who)
                 if wish in LEFT_FOR_THE_RUN:
                     given = File.wish == Wish.PAUSE if wish is Wish.RESUME else true()  # a cancel is not taken back
                     left += c.execute(
@@ -172,12 +193,24 @@ def _changes(wish: Wish, to: State, who: str) -> dict[str, Any]:
     changes: dict[str, Any] = {"state": to, "wish": None, "updated_at": now}
     if to is State.QUEUED:
         changes |= {"kind": None, "message": None, "stage": None, "next_attempt_at": None, "tries": 0, "queued_at": now}
+        # what retention has removed is not there any more; of anything else the delivery stays proven
+        changes |= {c.key: case((File.state == State.RETIRED, None), else_=c) for c in (File.done_at, File.journal)}
     else:
         kind = Kind.PAUSED if wish is Wish.PAUSE else Kind.CANCELLED
         changes |= {"kind": kind, "message": f"{to.lower()} by {who}", "stage": None}
     if to is State.CANCELLED:  # the next run of the job looks whether something of it lies at the destination
         changes |= {"journal": case((File.attempt > 0, func.coalesce(File.journal, CLEAR)), else_=None)}
     return changes
+
+
+def with_products(c: Connection, origins: Sequence[int], wish: Wish, who: str) -> None:
+    """What was made of files that are asked for again is delivered again; of files that are given up, what is not
+    delivered is given up too. Of origins that are where the wish wants them."""
+    states, to = AT_REST[wish]
+    made = select(Product.product_id).join(File, File.id == Product.origin_id).where(
+        Product.origin_id.in_(origins), File.state == to
+    )  # fmt: skip
+    c.execute(update(File).where(File.id.in_(made), File.state.in_(states)).values(**_changes(wish, to, who)))
 
 
 def fulfil(c: Connection, which: Any) -> None:

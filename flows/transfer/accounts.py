@@ -14,9 +14,11 @@ from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
 from flows.ledger.wishes import CLEAR
 from flows.transfer import pump, retry
+from flows.transfer.gate import Passage
 from flows.transfer.progress import Receipt
 from flows.transfer.reservations import Hold
 from flows.transfer.resume import Journal
+from flows.transfer.rules import as_json
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Leg, Shipment
 
@@ -41,7 +43,9 @@ class Accounts:
 
     def __init__(self, run: TransferRun, shipment: Shipment):
         self.run, self.shipment, self.job = run, shipment, run.job
+        self.ways = shipment.ways or run.ways
         self.receipt = Receipt()
+        self._phase = "deliver" if self.job.two_phases else ""  # as events have it
         self.failures: set[Kind] = set()
         self.elsewhere = 0  # rows that another run has taken
         self._claims: dict[int, Claim] = {}  # rows that are ours and not accounted for
@@ -50,6 +54,7 @@ class Accounts:
         self._resumed: set[int] = set()
         self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
         self._outcomes: list[Outcome] = []
+        self._judged = 0  # `Gate.withdrawn`, as of the last look
         self._holds: dict[int, tuple[str, Hold]] = {}  # by way: where room is reserved, and how much
         # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
         self._away: dict[int, NetworkError] = {}
@@ -102,6 +107,8 @@ class Accounts:
         if error.kind not in (Kind.CANCELLED, Kind.PAUSED):
             self.failures.add(error.kind)
             log.warning("%s %s at %s: %s", state, error.kind, stage, error)
+        elif error.kind is Kind.PAUSED:
+            self.run.watcher.set_aside("paused", claim.id)
         self._outcomes.append(Outcome(
             claim.id, claim.attempt, state, failure=error, stage=stage, tries=tries, next_attempt_at=next_attempt_at,
             journal=left,
@@ -118,7 +125,21 @@ class Accounts:
             self._outcomes.append(
                 Outcome(claim.id, claim.attempt, State.CANCELLED, failure=error, tries=claim.tries, journal=CLEAR)
             )
+            self.run.watcher.set_aside("cancelled", claim.id)
             self.run.meter.moved(1, 0)
+
+    def _stopped(self, leg: Leg, passage: Passage) -> None:
+        """The gate does not let the file pass any more: nothing is left of it."""
+        claim = self._claims.pop(leg.row_id)
+        self._journals.pop(leg.row_id, None)
+        self._abort(leg.row_id)
+        self.receipt.blocked += 1
+        log.warning("%s by the gate: %s", passage.state, passage.failure)
+        self._outcomes.append(Outcome(
+            claim.id, claim.attempt, passage.state, failure=passage.failure, stage=passage.stage, tries=claim.tries,
+            journal=CLEAR, findings=as_json(passage.findings),
+        ))  # fmt: skip
+        self.run.meter.moved(1, 0)
 
     def _keep(self, row_id: int) -> None:
         if (upload := self._uploads.pop(row_id, None)) is not None:

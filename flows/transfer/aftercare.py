@@ -112,18 +112,28 @@ class Limits(Form):
 
 
 class Retention(Form):
-    """When backups of cleaned files are removed for good. Only what is proven elsewhere is ever removed."""
+    """When files are removed for good: backups of what was cleaned up, and what was delivered. Nothing that is not
+    verified is ever removed."""
 
-    backup: Limits
-    """What may stay in `cleanup.backup_folder`."""
+    backup: Limits | None = None
+    """What may stay in `cleanup.backup_folder`. A backup is removed only while every destination has the file."""
+    delivered: Limits | None = None
+    """What may stay at each destination, of what this job has delivered there. The copy there is the last to go: what
+    the source still has, or its backup folder, stays. What was removed is not delivered again."""
     schedule: Schedule | None = None
     """When this runs by itself, once deployed."""
+
+    @model_validator(mode="after")
+    def _sense(self) -> Retention:
+        if self.backup is None and self.delivered is None:
+            raise ValueError("says nothing: give `backup`, `delivered`, or both")
+        return self
 
     def refusal(self, verify: str, cleanup: Cleanup) -> str | None:
         """Why this does not go with the rest of the job; None if it does."""
         if verify in ("exists", "size"):
             return f"retention would delete unverified files: `verify: {verify}` proves no content; write `verify: checksum`"
-        if cleanup.backup_folder is None:
+        if self.backup is not None and cleanup.backup_folder is None:
             return "retention has no folder to look after: name a `cleanup.backup_folder`"
         return None
 

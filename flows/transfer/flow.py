@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 from prefect import flow, task
-from prefect.cache_policies import CachePolicy
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
@@ -18,14 +18,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from blocks.errors import ConfigError, OnblockError
 from flows.ledger import Ledger
-from flows.ledger.store import now_ms
+from flows.ledger.store import LEASE_MS, now_ms
 from flows.transfer.job import TransferJob
-from flows.transfer.progress import Receipt
+from flows.transfer.process import steps_key
 from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
-from flows.transfer.senders import ByPrefect, Unfinished
-from flows.transfer.shipment import Shipment
-from flows.transfer.story import all_well, carry_out, deliver_shipment, told
+from flows.transfer.senders import CPU, Act, ByPrefect, Phase, Unfinished, destination_tags
+from flows.transfer.story import ACTS, all_well, carry_out, parts, told
 from flows.transfer.successor import schedule
 
 log = logging.getLogger("onblock.transfer")
@@ -39,7 +38,8 @@ class ShipmentVersions(CachePolicy):
     ) -> str:
         """The key of the shipment in this ledger."""
         run: TransferRun = inputs["run"]
-        return "onblock-transfer-" + inputs["shipment"].key(f"{run.ledger.identity}\0{run.job.name}")
+        steps = "" if not run.job.two_phases else f"\0{task_ctx.task.name}\0{steps_key(run.job)}"
+        return "onblock-transfer-" + inputs["shipment"].key(f"{run.ledger.identity}\0{run.job.name}{steps}")
 
 
 def worth_retrying(task: object, task_run: object, state: State) -> bool:
@@ -48,14 +48,18 @@ def worth_retrying(task: object, task_run: object, state: State) -> bool:
     return isinstance(error, Unfinished) and error.again
 
 
-@task(
-    name="deliver", task_run_name="{shipment}", cache_policy=ShipmentVersions(), persist_result=True,
-    retries=len(TASK_RETRY_DELAYS_S), retry_delay_seconds=list(TASK_RETRY_DELAYS_S), retry_jitter_factor=TASK_JITTER,
-    retry_condition_fn=worth_retrying,
-)  # fmt: skip
-def deliver(run: TransferRun, shipment: Shipment) -> Receipt:
-    """One shipment as a task: tagged with its device, cached by its file versions."""
-    return deliver_shipment(run, shipment)
+def _task(act: Act, phase: Phase) -> Any:
+    """A phase as a task: cached by its file versions, retried where that may help."""
+    return task(
+        name=phase, task_run_name=f"{phase} {{shipment}}" if phase is not Phase.DELIVER else "{shipment}",
+        cache_policy=ShipmentVersions() if phase is Phase.DELIVER else NO_CACHE, persist_result=phase is Phase.DELIVER,
+        retries=len(TASK_RETRY_DELAYS_S), retry_delay_seconds=list(TASK_RETRY_DELAYS_S),
+        retry_jitter_factor=TASK_JITTER, retry_condition_fn=worth_retrying,
+    )(act)  # fmt: skip
+
+
+TASKS = {phase: _task(act, phase) for phase, act in ACTS.items()}
+"""The phases as tasks. What lies in the spool, and what is to be made of it, is known by its locker, not by the cache."""
 
 
 @flow(name="transfer", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # pyright: ignore
@@ -69,7 +73,7 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
     """
     from flows.transfer.report import PrefectWatcher
 
-    require_limits(device or job.device)
+    require_limits(job, device or job.device)
     watcher = PrefectWatcher(job.name, str(flow_run.name), flight=flight, device=device or job.device)
     try:
         with (
@@ -78,10 +82,12 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
                 job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)
             ) as run,
         ):
-            summary = carry_out(run, ByPrefect(run, deliver))
+            summary = carry_out(run, ByPrefect(run, parts(run), TASKS))
             watcher.finish(run.meter)
             routes = [way.route_id for way in run.ways if way.route_id is not None]
             due = ledger.next_attempt(routes, run.id, now_ms())
+            if due is None and ledger.others_at_work(routes, run.id):  # if it is dead, its lease has ended by then
+                due = now_ms() + LEASE_MS
     except OnblockError as error:  # a storage that is away cannot even be opened, or listed
         if error.kind not in RETRIED:
             raise
@@ -89,6 +95,8 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
         return Failed(message=f"{error}{_again(None)[0]}")
     watcher.summary(summary)
     text = told(summary)
+    if run.source_away is not None:
+        return Failed(message=f"{text}{_again(None)[0]}", data=summary)
     if summary["deferred"] and due is not None:
         words, scheduled = _again(due)
         text += words
@@ -106,10 +114,16 @@ def _again(due: int | None) -> tuple[str, bool]:
     return (f"; the next try is at {at:%Y-%m-%d %H:%M:%S} UTC", True) if at is not None else ("", False)
 
 
-def require_limits(device: str | None) -> None:
+def tags_needed(job: TransferJob, device: str | None) -> list[str]:
+    """The tags that the tasks of a job carry."""
+    tags = ["onblock"] + ([f"device:{device}"] if device else [])
+    return tags + ([CPU, *destination_tags(job.destinations)] if job.two_phases else [])
+
+
+def require_limits(job: TransferJob, device: str | None) -> None:
     """Raise ConfigError unless the server limits our tags: a limit that is missing is silently no limit."""
     with get_client(sync_client=True) as client:
-        for tag in ["onblock"] + ([f"device:{device}"] if device else []):
+        for tag in tags_needed(job, device):
             try:
                 client.read_concurrency_limit_by_tag(tag)
             except ObjectNotFound as error:

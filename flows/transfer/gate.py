@@ -6,6 +6,7 @@ that nobody has overridden, keeps a file from being delivered (BLOCKED); what ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,14 +40,22 @@ class Passage(NamedTuple):
 
 
 class Gate:
-    """The gate of one run: the job's rules, the overrides that held when the run began, and where it looks for sidecars."""
+    """The gate of one run: the job's rules, the overrides that hold, and where it looks for sidecars."""
 
     def __init__(self, job: TransferJob, target: Target, overrides: Sequence[Override], pool: SessionPool):
         self._job, self._target, self._overrides, self._pool = job, target, overrides, pool
         self._beside = Beside()
+        self.withdrawn = 0
+        """How often overrides have ended since the run began: what passed before is to be judged again."""
         self.remember = 0
         """So many files with findings are kept in `noted`, for a plan to show."""
         self.noted: dict[str, Passage] = {}
+
+    def heed(self, overrides: Sequence[Override]) -> None:
+        """These overrides hold now."""
+        before, self._overrides = self._overrides, list(overrides)
+        if {o.id for o in before} - {o.id for o in overrides}:
+            self.withdrawn += 1
 
     def judge(self, files: Sequence[FileInfo], features: Features) -> list[Passage]:
         """Judge files for one destination. Takes a session of the source only where a sidecar is asked for."""
@@ -60,14 +69,22 @@ class Gate:
             self.noted.update(islice(found, self.remember - len(self.noted)))
         return passages
 
-    def _judge(self, file: FileInfo, features: Features, source: Session | None) -> Passage:
+    def judge_made(self, files: Sequence[FileInfo], features: Features, target: Target) -> list[Passage]:
+        """Judge what steps made, under the paths it would have at the source. What is asked of the source was asked of
+        the file that it was made of."""
+        return [self._judge(file, features, None, target) for file in files]
+
+    def _judge(
+        self, file: FileInfo, features: Features, source: Session | None, made: Target | None = None
+    ) -> Passage:  # fmt: skip
         if file.problem is not None:
             if isinstance(file.problem, ConfigError):
                 return _unsafe(file, file.problem)
             return Passage(file, None, State.FAILED, file.problem, "scan")
         try:
-            dest_path = self._target.path_of(file)
-            if dest_path == self._target.manifest:
+            target = made or self._target
+            dest_path = target.path_of(file)
+            if dest_path == target.manifest:
                 raise names.BadName(f"{names.display(dest_path)!r} is where the manifest of this job goes")
             if not features.byte_names and names.to_text(dest_path) != dest_path:
                 raise names.BadName(f"{names.display(dest_path)!r} is no UTF-8, which this destination asks for")
@@ -77,7 +94,8 @@ class Gate:
                 error.todo = "rename it with the job's `path` template, or `exclude` it"
             return _unsafe(file, error)
         settings, below = self._job.gate, _below(file.path, self._job)
-        found = list(of_name(below, dest_path, settings))
+        named_later = self._job.two_phases and made is None  # what is made of it is judged by its own name
+        found = [] if named_later else list(of_name(below, dest_path, settings))
         if source is not None:
             for s in settings.sidecars:
                 if _means(s.files, below):
@@ -174,11 +192,24 @@ def still_passes(
     except names.BadName:
         return False
     below = _below(file.path, job)
-    found = [*of_name(below, dest_path, job.gate)]
+    beside: list[Finding] = []
     if any(_means(s.files, below) for s in job.gate.sidecars):
-        found += [f._replace(override=None) for f in rules.from_json(noted) if f.rule == rules.SIDECAR]
-    found = overridden(found, below, overrides, now_ms)
-    return not any(blocks(f, job.gate) for f in found)
+        beside = [f._replace(override=None) for f in rules.from_json(noted) if f.rule == rules.SIDECAR]
+    # what another file had the name of was judged by that name, before it got a number
+    for name in (dest_path, _unnumbered(dest_path, file.path)):
+        found = overridden([*of_name(below, name, job.gate), *beside], below, overrides, now_ms)
+        if not any(blocks(f, job.gate) for f in found):
+            return True
+    return False
+
+
+def _unnumbered(dest_path: str, path: str) -> str:
+    """A final name as it was before `on_conflict: rename` numbered it; itself if its file has that number at the source."""
+    folder, slash, name = dest_path.rpartition("/")
+    numbered = re.fullmatch(r"(.+)(~[0-9]+)(\.[^.]*)?", name, re.DOTALL)
+    if numbered is None or numbered[2] in path.rpartition("/")[2]:
+        return dest_path
+    return f"{folder}{slash}{numbered[1]}{numbered[3] or ''}"
 
 
 def of_name(below: str, dest_path: str, settings: GateSettings) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ def clear_gone(run: TransferRun) -> None:
 
 
 def _clear_cancelled(run: TransferRun, way: Way) -> None:
-    """Nothing is left of files that somebody cancelled."""
+    """Nothing is left of files that somebody cancelled, or that the gate has stopped."""
     assert way.route_id is not None  # only a dry run has none
     for page in run.ledger.cancelled(way.route_id):
         with run.pool.session(way.storage) as session:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import string
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 from zoneinfo import ZoneInfo
 
 import httpx
-import yaml
 from pydantic import (
     ByteSize,
     ConfigDict,
@@ -27,15 +27,18 @@ from pydantic import (
 )
 
 from blocks import names
+from blocks.devices import DEVICES, AnySource, Device
 from blocks.errors import ConfigError, OnblockError
 from blocks.storage import STORAGES, AnyStorage
-from blocks.storage.base import FileInfo
+from blocks.storage.base import FileInfo, Storage
+from flows.transfer import form
 from flows.transfer.aftercare import Cleanup, Retention, Scrub
 from flows.transfer.bandwidth import Timetable
-from flows.transfer.form import Duration, Form
+from flows.transfer.form import Duration, Form, read_yaml
 from flows.transfer.gate_settings import GateSettings
 from flows.transfer.patterns import compile_pattern
 from flows.transfer.schedule import Schedule
+from flows.transfer.steps import AnyStep
 
 
 class Dedup(StrEnum):
@@ -78,13 +81,15 @@ class Shipping(Form):
     """How files are gathered into the shipments that one task moves."""
 
     large: ByteSize = ByteSize(32 << 20)
-    """Files of this size and more travel alone."""
+    """Files of this size and more travel alone; with steps, those of 1 MiB and more."""
     max_files: int = Field(default=4096, ge=1, le=16384)
     """At most so many small files together."""
     max_bytes: ByteSize = ByteSize(256 << 20)
     """At most so many bytes of small files together."""
     at_once: int = Field(default=2, ge=1, le=16)
-    """Shipments of one run that are moved at the same time."""
+    """Shipments of one run that are moved at the same time; with steps, that are fetched, and that are delivered."""
+    processing_at_once: int = Field(default=2, ge=1, le=16)
+    """With steps: shipments of one run that are processed at the same time."""
 
 
 RUN_TOKENS = {"flight", "device", "job"}
@@ -100,15 +105,16 @@ class TransferJob(Form):
 
     name: str
     """Names the job in the ledger, which remembers by this name what was delivered: keep it."""
-    source: AnyStorage
-    """Where the files are."""
+    source: AnySource
+    """Where the files are: a storage, or a device that comes and goes."""
     destination: AnyStorage
     """Where they go."""
     more_destinations: list[AnyStorage] = Field(default=[], max_length=7)
     """Further places that get the same files, each of which is read once for all of them. Written here as
     `{"$ref": {"block_document_slug": "TYPE/NAME"}}`; a JOB.yaml may say `destinations:` with all of them."""
     device: str | None = None
-    """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`)."""
+    """The device the files come from: its name limits how many tasks read from it at a time (tag `device:<name>`). Of a
+    source that is a device it is known."""
     folder: str = ""
     """Take only what is below this folder of the source; patterns and {path} begin below it."""
     include: list[str] = Field(default=[])
@@ -133,6 +139,11 @@ class TransferJob(Form):
     """How each delivery is proven."""
     on_conflict: OnConflict = OnConflict.RENAME
     """What to do where another file has the final name. `rename` keeps both (`clip~2.mp4`)."""
+    steps: list[AnyStep] = Field(default=[], max_length=16)
+    """What is done with each file between fetching and delivering it, in this order. Without steps, files go straight from
+    source to destination, and nothing is put down in between."""
+    lineage: bool = False
+    """Deliver beside each file a `NAME.onblock.json` that tells where it comes from, and what was done with it."""
     path: str = "{path}"
     """Where a file goes below the destination. Tokens: {path} {folder} {name} {stem} {ext} {flight} {device} {job}
     {date} {time} {year} {month} {day} {hour}."""
@@ -143,6 +154,8 @@ class TransferJob(Form):
     """What a file has to be like before it is delivered."""
     schedule: Schedule | None = None
     """When the job runs by itself, once deployed."""
+    priority: Literal["urgent", "high", "normal", "low"] = "normal"
+    """Where runs of several deployed jobs wait for their turn, because the work pool has a limit: who is first."""
     shipping: Shipping = Shipping()
     """How files are gathered into tasks."""
     bandwidth: Timetable | None = None
@@ -169,6 +182,11 @@ class TransferJob(Form):
                 raise ValueError("`destinations` is a list of one or more storages")
             data["destination"], data["more_destinations"] = places[0], list(places[1:])
         return data
+
+    @property
+    def two_phases(self) -> bool:
+        """Whether files are fetched into the spool, processed there, and delivered from it."""
+        return bool(self.steps) or self.lineage
 
     @property
     def destinations(self) -> list[AnyStorage]:
@@ -214,6 +232,14 @@ class TransferJob(Form):
         return value
 
     @model_validator(mode="after")
+    def _device_of_the_source(self) -> TransferJob:
+        if isinstance(self.source, Device):
+            if self.device is not None and self.device != self.source.device:
+                raise ValueError(f"device is {self.device!r}, and the source is the device {self.source.device!r}")
+            self.device = self.source.device
+        return self
+
+    @model_validator(mode="after")
     def _sense(self) -> TransferJob:
         if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
             raise ValueError("min_size is larger than max_size: no file could pass")
@@ -231,7 +257,8 @@ class TransferJob(Form):
         if self.source.place() in places:
             raise ValueError("source and destination are the same place: nothing would be moved")
         taken = "/".join(filter(None, (self.source.place().rstrip("/"), self.folder))) + "/"
-        if inside := [p for p in places if f"{p}/".startswith(taken)]:
+        # without `recursive`, what lies in a folder of the source is not taken
+        if inside := [p for p in places if f"{p}/".startswith(taken) and (self.recursive or f"{p}/" == taken)]:
             raise ValueError(
                 f"the destination {inside[0]} lies in the source: each run would take what the last brought"
             )
@@ -329,76 +356,59 @@ class Target:
 
 def load_job(path: Path | str) -> TransferJob:
     """Read a JOB.yaml. Raises ConfigError that names the file, the key and what is wrong with it."""
+    data = read_yaml(path, "the job")
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the job: {os.strerror(error.errno or 0)}", path=str(path)) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
-        raise ConfigError(f"is not YAML: {_said_by_yaml(error)}", path=str(path)) from error
-    if not isinstance(data, dict):
-        raise ConfigError("a job is a mapping of keys, such as `name:`, `source:`, `destination:`", path=str(path))
-    try:
-        for key in ("source", "destination"):
-            if key in data:
-                data[key] = _storage_of(key, data[key])
-        for key in ("destinations", "more_destinations"):
-            if isinstance(data.get(key), list):
-                data[key] = [_storage_of(f"{key}.{n}", d) for n, d in enumerate(data[key])]
-        return TransferJob.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(explain(error), path=str(path)) from error
+        return job_of(data)
     except OnblockError as error:
         error.path = str(path)
         raise
 
 
-def _said_by_yaml(error: Exception) -> str:
-    """What is wrong and where, in one line."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None or problem is None:
-        return " ".join(str(error).split())
-    tab = "; indent with spaces, not with tabs" if "'\\t'" in problem else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
-
-
-_PLAIN = {
-    "bool_parsing": "is not true or false", "bool_type": "is not true or false",
-    "byte_size": "is no size, such as 500 KB or 1 MiB", "byte_size_unit": "has no unit of a size; write such as 500 KB or 1 MiB",
-    "time_delta_parsing": "is no duration, such as 30s, 10 min or 7d", "time_delta_type": "is no duration, such as 30s, 10 min or 7d",
-}  # fmt: skip
-"""Kinds of pydantic errors that say more about pydantic than about the job."""
+def job_of(data: Any, environment: Mapping[str, str] = os.environ) -> TransferJob:
+    """The job that a JOB.yaml says. Raises ConfigError that names the key and what is wrong with it."""
+    if not isinstance(data, dict):
+        raise ConfigError("a job is a mapping of keys, such as `name:`, `source:`, `destination:`")
+    data = dict(data)
+    for key in ("source", "destination"):
+        if key in data:
+            data[key] = _storage_of(key, data[key], SOURCES if key == "source" else STORAGES, environment)
+    for key in ("destinations", "more_destinations"):
+        if isinstance(data.get(key), list):
+            data[key] = [_storage_of(f"{key}.{n}", d, STORAGES, environment) for n, d in enumerate(data[key])]
+    try:
+        return TransferJob.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
 
 
 def explain(error: ValidationError) -> str:
-    """What pydantic found, one line per problem: where, what, and the keys there are."""
-    lines = []
-    for e in error.errors():
-        where = ".".join(str(p) for p in e["loc"]) or "job"
-        message = _PLAIN.get(e["type"], e["msg"].removeprefix("Value error, "))
-        if e["type"] == "extra_forbidden":
-            message = "there is no such key"
-            if len(e["loc"]) == 1:
-                message += f"; there are {', '.join(TransferJob.model_fields)}"
-        lines.append(f"{where}: {message}")
-    return "; ".join(lines)
+    """What pydantic found of a job."""
+    return form.explain(error, "job", TransferJob.model_fields)
 
 
-def _storage_of(key: str, value: Any) -> Any:
+SOURCES: dict[str, type[Storage]] = {**STORAGES, **DEVICES}
+"""What a job may take from, by `type`."""
+
+
+def _storage_of(key: str, value: Any, among: Mapping[str, type[Storage]], environment: Mapping[str, str]) -> Any:
     """`find_storage`, its refusal led by the key of the job it is about."""
     try:
-        return find_storage(value)
+        return find_storage(value, among, environment)
     except ConfigError as error:
         error.what = f"{key}: {error.what}"
         raise
 
 
-def find_storage(value: Any) -> Any:
-    """A storage from how a JOB.yaml writes it: inline (`{type: local-storage, root: /data}`) or `type/name`."""
+def find_storage(
+    value: Any, among: Mapping[str, type[Storage]] = SOURCES, environment: Mapping[str, str] = os.environ
+) -> Any:
+    """A storage from how a JOB.yaml writes it: inline (`{type: local-storage, root: /data}`) or `type/name`. Inline, a
+    key may be `{env: NAME}`: what that variable of the environment holds."""
     if isinstance(value, str):
         kind, slash, name = value.partition("/")
-        if not slash or kind not in STORAGES:
+        if not slash or kind not in among:
             raise ConfigError(
-                f"{value!r} names no storage; write `TYPE/NAME` or `{{type: TYPE, ...}}` with TYPE {' | '.join(STORAGES)}"
+                f"{value!r} names no storage; write `TYPE/NAME` or `{{type: TYPE, ...}}` with TYPE {' | '.join(among)}"
             )
         from prefect.settings import PREFECT_API_URL
         from prefect.utilities.asyncutils import run_coro_as_sync
@@ -409,7 +419,7 @@ def find_storage(value: Any) -> Any:
                 remedy="set it (see `onblock up`), or write the storage inline",
             )
         try:
-            return run_coro_as_sync(STORAGES[kind].aload(name))
+            return run_coro_as_sync(among[kind].aload(name))
         except ValueError as error:
             raise ConfigError(f"the Prefect server knows no block {value!r}", remedy="make it in the UI") from error
         except httpx.HTTPError as error:
@@ -420,15 +430,28 @@ def find_storage(value: Any) -> Any:
     if isinstance(value, dict) and "type" in value:
         fields = dict(value)
         kind = fields.pop("type")
-        if not isinstance(kind, str) or kind not in STORAGES:
-            raise ConfigError(f"there is no storage type {kind!r}; there are {', '.join(STORAGES)}")
-        cls = STORAGES[kind]
+        if not isinstance(kind, str) or kind not in among:
+            raise ConfigError(f"there is no storage type {kind!r}; there are {', '.join(among)}")
+        cls = among[kind]
         if unknown := sorted(set(fields) - set(cls.model_fields), key=str):
             raise ConfigError(f"{kind} has no key {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
+        for key, given in fields.items():
+            # `tags: {env: prod}` says what it says
+            if (
+                isinstance(given, dict)
+                and list(given) == ["env"]
+                and get_origin(cls.model_fields[key].annotation) is not dict
+            ):
+                fields[key] = environment.get(str(given["env"]))
+                if not fields[key]:
+                    raise ConfigError(
+                        f"{kind}: `{key}` is kept in the environment variable {names.display(str(given['env']))}, which is not set",
+                        remedy="set it (`export NAME=...`), or name a block in which it is kept: `TYPE/NAME`",
+                    )
         try:
             return cls(**fields)
         except ValidationError as error:
             raise ConfigError(f"{kind}: {explain(error)}") from error
     if isinstance(value, dict):
-        raise ConfigError(f"a storage needs `type:`, one of {', '.join(STORAGES)}")
+        raise ConfigError(f"a storage needs `type:`, one of {', '.join(among)}")
     return value

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from blocks import names
 from blocks.errors import HashMismatch, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import Session, aligned_buffer
+from flows.ledger import Ledger
 from flows.ledger.manifests import ManifestClaim
 from flows.transfer.run import TransferRun
 
@@ -28,27 +29,32 @@ def write_manifests(run: TransferRun) -> None:
         place = way.storage.place()
         try:
             with run.pool.session(way.storage) as session:
-                while (found := run.ledger.claim_manifest(place, run.id)) is not None:
-                    _bring_up(run, session, found)
+                bring_up(run.ledger, run.id, place, session)
         except OnblockError as error:
             log.error("the manifest at %s is not up to date: %s", place, error)
             run.problems.append(f"the manifest at {place} is not up to date: {error}")
 
 
-def _bring_up(run: TransferRun, session: Session, found: ManifestClaim) -> None:
+def bring_up(ledger: Ledger, run_id: str, place: str, session: Session) -> None:
+    """The same for one destination, for any kind of run. Raises OnblockError."""
+    while (found := ledger.claim_manifest(place, run_id)) is not None:
+        _bring_up(ledger, run_id, session, found)
+
+
+def _bring_up(ledger: Ledger, run_id: str, session: Session, found: ManifestClaim) -> None:
     """Write one manifest. Each run stages under a name of its own, and removes what dead ones left: one that was taken
     for dead and wakes cannot give what it staged the final name after its successor."""
     for writer in found.left:
         session.discard(found.path, _staging_key(writer))
     folder = found.path.rpartition("/")[0]
-    lines = merge(known(run, found.id, folder), existing(session, found.path, folder))
+    lines = merge(known(ledger, found.id, folder), existing(session, found.path, folder))
     try:
-        ours = _write(session, found.path, run.id, lines, lambda: run.ledger.holds_manifest(found.id, run.id))
+        ours = _write(session, found.path, run_id, lines, lambda: ledger.holds_manifest(found.id, run_id))
     except OnblockError:
-        if run.ledger.holds_manifest(found.id, run.id):
+        if ledger.holds_manifest(found.id, run_id):
             raise
         ours = False  # its successor has removed what was staged here
-    if not (ours and run.ledger.manifest_written(found.id, run.id, found.version)):
+    if not (ours and ledger.manifest_written(found.id, run_id, found.version)):
         log.warning("another run has taken over the manifest %s meanwhile", names.display(found.path))
 
 
@@ -56,10 +62,10 @@ def _staging_key(run_id: str) -> str:
     return f"manifest\0{run_id}"
 
 
-def known(run: TransferRun, manifest_id: int, folder: str) -> Iterator[Line]:
-    """The lines that the ledger knows, sorted."""
+def known(ledger: Ledger, manifest_id: int, folder: str) -> Iterator[Line]:
+    """The lines that the ledger knows, sorted; without a digest for what it knows to be removed."""
     skip = len(folder) + 1 if folder else 0
-    for path, sha256 in run.ledger.manifest_lines(manifest_id):
+    for path, sha256 in ledger.manifest_lines(manifest_id):
         yield names.to_text(path).encode(), path[skip:], sha256
 
 
@@ -76,7 +82,7 @@ def existing(session: Session, path: str, folder: str) -> Iterator[Line]:
 
 
 def merge(ours: Iterable[Line], theirs: Iterable[Line]) -> Iterator[Line]:
-    """Both sorted streams as one; of one path, our line."""
+    """Both sorted streams as one; of one path, our line, and none if that has no digest."""
     left, right = iter(ours), iter(theirs)
     a, b = next(left, None), next(right, None)
     while a is not None or b is not None:
@@ -84,7 +90,8 @@ def merge(ours: Iterable[Line], theirs: Iterable[Line]) -> Iterator[Line]:
             assert a is not None
             if b is not None and a[0] == b[0]:
                 b = next(right, None)
-            yield a
+            if a[2]:
+                yield a
             a = next(left, None)
         else:
             yield b

@@ -40,11 +40,13 @@ class Delivery(Staging):
         self.elsewhere = len(wanted) - len(self._claims)
         try:
             with ExitStack() as stack:
-                source = stack.enter_context(run.pool.session(self.job.source))
-                self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in run.ways]
+                source = stack.enter_context(run.pool.session(shipment.source or self.job.source))
+                self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in self.ways]
                 files = [i.file for i in shipment.items if any(leg.row_id in self._claims for leg in i.legs)]
                 self._source = stack.enter_context(bulk.fetched(run, source, files))
                 staged = self._stage_all()
+                if self._judge_again():
+                    staged = [s for s in staged if s.leg.row_id in self._claims]
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():
                     for number, session in enumerate(self._sessions):
@@ -157,7 +159,7 @@ class Delivery(Staging):
         return path
 
     def _known_content(self, ready: Staged) -> str | None:
-        route_id = self.run.ways[ready.leg.way].route_id
+        route_id = self.ways[ready.leg.way].route_id
         assert route_id is not None  # a dry run delivers nothing
         return self.run.ledger.known_content(route_id, ready.sha256)
 

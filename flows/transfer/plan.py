@@ -62,6 +62,12 @@ def _plan_way(
             run.ledger.judged(_news([(queued.get(r.id, r), judged[r.id]) for r in rows]))
         else:
             queued = {r.id: r for r in again}
+        if not run.dry and not run.job.two_phases:
+            made = [
+                r.id for r in (queued.get(r.id, r) for r in rows) if r.state is State.QUEUED and r.dest_path is None
+            ]
+            if made:  # the job had steps when they were entered
+                run.ledger.unmake(made, way.manifest_id)
         now = now_ms()
         for row in rows:
             row = queued.get(row.id, row)
@@ -69,7 +75,7 @@ def _plan_way(
                 _count(row.state, row.kind, receipt)
             elif judged[row.id].state is not State.QUEUED:
                 _count(judged[row.id].state, None, receipt)
-            elif row.next_attempt_at is not None and row.next_attempt_at > now:
+            elif row.waits(now):
                 receipt.deferred += 1
             elif row.priority < 0 and not run.closing:
                 continue  # its turn comes
@@ -87,17 +93,20 @@ def _plan_way(
     if run.dry or way.route_id is None:
         todo += [(p.file, Leg(number, 0, 0, p.dest_path)) for p in fresh if p.dest_path is not None]
         return todo
-    entered = run.ledger.enter(run.id, [_entry(way, p) for p in fresh], flight=run.flight, device=run.device)
+    entered = run.ledger.enter(
+        run.id, [_entry(way, p, run.job.two_phases) for p in fresh], flight=run.flight, device=run.device
+    )
     for passage, row in zip(fresh, entered, strict=True):
         if row.state == State.QUEUED and passage.dest_path is not None:
             todo.append((passage.file, Leg(number, row.id, row.attempt, passage.dest_path)))
     return todo
 
 
-def _entry(way: Way, passage: Passage) -> NewFile:
+def _entry(way: Way, passage: Passage, two_phases: bool) -> NewFile:
     assert way.route_id is not None
+    where = (None, None) if two_phases else (passage.dest_path, way.manifest_id)  # what is made of it has a final name
     return NewFile(
-        way.route_id, passage.file, passage.dest_path, way.manifest_id, passage.state, passage.failure, passage.stage,
+        way.route_id, passage.file, *where, passage.state, passage.failure, passage.stage,
         as_json(passage.findings),
     )  # fmt: skip
 

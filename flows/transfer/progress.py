@@ -79,7 +79,17 @@ class Watcher(Protocol):
         ...
 
     def shipment(self, event: str, shipment: Shipment, receipt: Receipt | None = None) -> None:
-        """`queued`, `started`, `completed`, `failed` or `retry_scheduled` has happened to a shipment."""
+        """`queued`, `started`, `completed`, `failed` or `retry_scheduled` has happened to a shipment; of two phases, the
+        first ones have names of their own: `fetch.started`, `process.completed`."""
+        ...
+
+    def progress(self, phase: str, path: str, done: float) -> None:
+        """How far a phase is with a large file, or the steps with any, 0 to 1; often. The phase is empty for a job that
+        has but one."""
+        ...
+
+    def set_aside(self, what: str, row_id: int) -> None:
+        """A file was `paused` or `cancelled`, as somebody had asked."""
         ...
 
 
@@ -90,4 +100,10 @@ class Nobody:
         """Nothing."""
 
     def shipment(self, event: str, shipment: Shipment, receipt: Receipt | None = None) -> None:
+        """Nothing."""
+
+    def progress(self, phase: str, path: str, done: float) -> None:
+        """Nothing."""
+
+    def set_aside(self, what: str, row_id: int) -> None:
         """Nothing."""

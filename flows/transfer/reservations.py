@@ -112,7 +112,8 @@ class Reservations:
         return self._places[id(storage)]
 
     def take(self, place: str, needs: Sequence[int], free: Callable[[], int | None]) -> tuple[Hold, list[int | None]]:
-        """Reserve room for files, in one statement if all fit, else for those that do, in their order.
+        """Reserve room for files, in one statement if all fit, else for those that do, in their order. What is free is
+        asked for before and after: the ledger and the disk cannot be read at one moment.
 
         For each file None if it fits, or the bytes that there would have been for it. Raises what the ledger raises.
         """
@@ -136,11 +137,22 @@ class Reservations:
                     self._ledger.recover()
                     granted, others = self._ledger.reserve(self._run_id, place, before + total, there)
                 if granted:
-                    hold = Hold(total)
-                    self._holds.setdefault(place, []).append(hold)
                     self._told[place] = before + total
-                    return hold, fits
+                    before = self._left(
+                        place
+                    )  # what our own have written meanwhile is no longer free, nor to be kept so
+                    now = _asked(free)
+                    # what others wrote, and gave back, after we had looked is neither in `there` nor in `others`
+                    if now is None or before + total + others <= now:
+                        hold = Hold(total)
+                        self._holds.setdefault(place, []).append(hold)
+                        return hold, fits
+                    there = now
+                    continue
                 fits = _first_fit(needs, there - others - before)
+            if self._told.get(place, 0) > before:  # nobody waits for room that we do not take
+                self._ledger.reserved(self._run_id, {place: before})
+                self._told[place] = before
             return Hold(), [0 if need and short is None else short for need, short in zip(needs, fits, strict=True)]
 
     def release(self, place: str, hold: Hold) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from blocks.errors import Kind
+from flows.ledger.rows import LONGEST_WAIT_MS
 from flows.ledger.states import State
 
 TASK_RETRY_DELAYS_S = (2.0, 4.0, 8.0)
@@ -36,7 +37,7 @@ def after(kind: Kind, tries: int, queued_at: int, now: int) -> tuple[State, int 
     if kind in RETRIED:
         if tries >= MOST_TRIES or now - queued_at > WINDOW_MS:
             return State.FAILED, None
-        return State.QUEUED, now + int(1000 * min(delay_s(tries) * random.uniform(0.8, 1.2), 3600.0))
+        return State.QUEUED, now + int(1000 * min(delay_s(tries) * random.uniform(0.8, 1.2), LONGEST_WAIT_MS / 1000))
     if kind is Kind.HASH_MISMATCH:
         return State.QUARANTINED, None
     if kind in (Kind.SOURCE_CHANGED, Kind.CANCELLED):

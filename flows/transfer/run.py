@@ -12,13 +12,16 @@ import time
 from typing import Any, Self
 
 from blocks import names
-from blocks.errors import OnblockError
+from blocks.devices.base import Device
+from blocks.errors import NetworkError, OnblockError
 from blocks.storage.base import Storage
+from blocks.storage.local import LocalStorage
 from blocks.storage.pool import SessionPool
 from flows.ledger.store import HEARTBEAT_S, Ledger
 from flows.ledger.wishes import Wish
 from flows.transfer.gate import Gate
 from flows.transfer.job import Target, TransferJob
+from flows.transfer.locker import files_root, lockers_of
 from flows.transfer.progress import Meter, Nobody, Watcher
 from flows.transfer.reservations import QUIET_S, Reservations
 from flows.transfer.resume import JOURNAL_S
@@ -52,7 +55,7 @@ class TransferRun:
         self.watcher = watcher or Nobody()
         self.meter, self.scanned = Meter(), Scanned()
         self.pool = SessionPool()
-        self.stop = threading.Event()
+        self.stop = ledger.giving_up = threading.Event()
         self.content_lock = threading.Lock()
         self.id = ""
         self._noted = 0.0
@@ -65,12 +68,19 @@ class TransferRun:
         self.seconds = 0.0
         self.problems: list[str] = []
         self.throttle: Throttle | None = None  # without limits, nobody asks for any
+        self._targets: dict[tuple[str | None, str | None], Target] = {}
+        self._manifests: dict[tuple[str, str], int] = {}
+        self.owner = ""  # of what lies in the spool between two phases
+        self.source_away: NetworkError | None = None
         self._flow_run_id = flow_run_id
         self._ended = threading.Event()
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         job = self.job
+        self.owner = f"{self.ledger.identity}\0{job.name}\0{job.source.place()}"
+        if job.two_phases:
+            self.spool_way = Way(LocalStorage(root=str(files_root()), create_root=True), None, None)
         self._open_all()
         self.gate = Gate(job, self.target, self.ledger.overrides(job.name, active=True), self.pool)
         if self.dry:
@@ -104,15 +114,18 @@ class TransferRun:
         return self
 
     def ask(self) -> None:
-        """Ask what is wanted of our files; once a second."""
+        """Ask what is wanted of our files, and what may pass; once a second."""
         try:
             self.wishes, self.held = self.ledger.wishes(self.id), self.ledger.held(self.job.name)
+            self.gate.heed(self.ledger.overrides(self.job.name, active=True))
         except OnblockError as error:
             log.warning("nobody can be asked what is wanted: %s", error)
 
-    def wish(self, row_id: int) -> Wish | None:
-        """What somebody wants of a file that we work on."""
-        return Wish.PAUSE if self.held else self.wishes.get(row_id)
+    def wish(self, *row_ids: int) -> Wish | None:
+        """What somebody wants of a file that we work on, or of what it was made of."""
+        if self.held:
+            return Wish.PAUSE
+        return next((wish for row_id in row_ids if (wish := self.wishes.get(row_id)) is not None), None)
 
     def note_due(self) -> bool:
         """Whether the run may write down how far a file is: once a second, whichever file asks."""
@@ -122,15 +135,47 @@ class TransferRun:
         self._noted = now
         return True
 
+    def target_of(self, flight: str | None, device: str | None) -> Target:
+        """Where files of a flight and device go. They may have been entered by a run for another one."""
+        key = (flight, device)
+        if key not in self._targets:
+            self._targets[key] = Target(self.job, flight, device)
+        return self._targets[key]
+
+    def manifest_of(self, way: Way, target: Target) -> int | None:
+        """The manifest in which they stand."""
+        if target.manifest is None or target.manifest == self.target.manifest:
+            return way.manifest_id
+        key = (way.storage.place(), target.manifest)
+        if key not in self._manifests:
+            self._manifests[key] = self.ledger.manifest(*key)
+        return self._manifests[key]
+
+    @property
+    def route_ids(self) -> list[int]:
+        """The routes of all destinations."""
+        return [way.route_id for way in self.ways if way.route_id is not None]
+
     def _open_all(self) -> None:
-        """A storage that cannot be opened is known before anything is done."""
+        """A storage that cannot be opened is known before anything is done. Of a source that is away, what lies in the
+        spool can be delivered all the same."""
         try:
             for storage in (self.job.source, *self.job.destinations):
-                with self.pool.session(storage) as session:
-                    self.parallel = max(self.parallel, session.features.parallel)
+                try:
+                    with self.pool.session(storage) as session:
+                        self.parallel = max(self.parallel, session.features.parallel)
+                except NetworkError as error:
+                    if self.dry or storage is not self.job.source or not self._is_in_the_spool():
+                        raise
+                    self.source_away = error
+                    self.scanned.complete = False
+                    self.problems.append(f"{error}; what was fetched before is delivered")
         except OnblockError:
             self.pool.close()
             raise
+
+    def _is_in_the_spool(self) -> bool:
+        return self.job.two_phases and any(locker.fetched() for locker in lockers_of(self.owner))
 
     def _recount(self, throttle: Throttle, *, due: bool = False) -> None:
         throttle.recount(lambda places: self.ledger.crowd(self.id, places), due=due)
@@ -154,11 +199,20 @@ class TransferRun:
         """The last row is written: the clock stops."""
         self.seconds = time.monotonic() - self._began
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._ended.set()
+        if error is not None:  # a run that was broken off is no success, whatever it had counted
+            self.problems.append(_broken_off(error))
+            self.finished()
         if self._heart is not None:
             self._heart.join()
         self.pool.close()
+        if isinstance(self.job.source, Device):
+            try:
+                self.job.source.release()
+            except OnblockError as error:
+                log.error("%s", error)
+                self.problems.append(str(error))
         if not self.dry:
             self.spool.close()
             self.ledger.end_run(self.id, self.summary())
@@ -182,3 +236,10 @@ class TransferRun:
                 for d in self.job.destinations
             ],
         }  # fmt: skip
+
+
+def _broken_off(error: BaseException) -> str:
+    """Why a run came to no end. Of what is no failure of ours only the class: nobody knows what its text holds."""
+    if isinstance(error, OnblockError):
+        return str(error)
+    return f"the run was broken off ({type(error).__name__})"

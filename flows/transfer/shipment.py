@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from blocks import names
-from blocks.storage.base import FileInfo, Session
+from blocks.storage.base import FileInfo, Session, Storage
 from flows.transfer.job import Shipping
 from flows.transfer.resume import Journal
 
@@ -37,11 +37,21 @@ class Item(NamedTuple):
 class Shipment:
     """What one task moves: one large file, or many small ones."""
 
-    def __init__(self, number: int, items: Sequence[Item], *, large: bool = False):
+    def __init__(
+        self, number: int, items: Sequence[Item], *, large: bool = False, source: Storage | None = None,
+        origins: Mapping[int, Sequence[int]] | None = None, ways: Sequence[Any] = (),
+    ):  # fmt: skip
         self.number, self.items, self.large = number, items, large
+        self.ways = list(ways)  # `run.Way`s, if not all of the run
+        self.source = source  # where the files lie, if not at the source of the job
+        self.origins = origins or {}  # by row: the rows that it was made of
         self.bytes = sum(i.file.size for i in items)
         self.deferred = 0  # files that the last try put off
         self.begun = threading.Event()  # somebody moves it, or is done with it
+        self.tried: set[str] = set()  # phases that have begun
+        self.fetched: list[Any] = []  # what lies in the spool (`fetch.Fetched`)
+        self.made: list[Shipment] = []  # what the steps made of it
+        self.held_rows: list[tuple[int, int, str]] = []  # (row, attempt, SHA-256) whose fate that decides
 
     @property
     def row_ids(self) -> list[int]:
@@ -61,12 +71,17 @@ class Shipment:
     def split(self, most: int) -> list[Shipment]:
         """The same files in at most so many parts, of about equal numbers."""
         parts = max(1, min(most, len(self.items) // LEAST_PART))
-        return [self] if parts == 1 else [Shipment(self.number, self.items[n::parts]) for n in range(parts)]
+        if parts == 1:
+            return [self]
+        return [
+            Shipment(self.number, self.items[n::parts], source=self.source, origins=self.origins, ways=self.ways)
+            for n in range(parts)
+        ]
 
     def __str__(self) -> str:
-        if len(self.items) == 1:
-            return names.display(self.items[0].file.path)
-        return f"{len(self.items)} files from {names.display(self.items[0].file.path)}"
+        file, legs = self.items[0]
+        first = names.display(file.path if self.source is None or not legs else legs[0].dest_path)
+        return first if len(self.items) == 1 else f"{len(self.items)} files from {first}"
 
 
 def staging_key(path: str, version: tuple[int, int, str], attempt: int) -> str:
@@ -84,20 +99,21 @@ def discard_staged(
         session.discard(dest_path, staging_key(path, version, attempt), token)
 
 
-def pack(items: Iterable[Item], rules: Shipping) -> Iterator[Shipment]:
-    """Gather files into shipments: large ones alone, small ones together, in the order they come."""
+def pack(items: Iterable[Item], rules: Shipping, **given: Any) -> Iterator[Shipment]:
+    """Gather files into shipments: large ones alone, small ones together, in the order they come. `given` is what the
+    shipments have in common."""
     number = size = 0
     small: list[Item] = []
     for item in items:
         if item.file.size >= rules.large:
             number += 1
-            yield Shipment(number, [item], large=True)
+            yield Shipment(number, [item], large=True, **given)
             continue
         if small and (len(small) >= rules.max_files or size + item.file.size > rules.max_bytes):
             number += 1
-            yield Shipment(number, small)
+            yield Shipment(number, small, **given)
             small, size = [], 0
         small.append(item)
         size += item.file.size
     if small:
-        yield Shipment(number + 1, small)
+        yield Shipment(number + 1, small, **given)

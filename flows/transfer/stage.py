@@ -12,6 +12,7 @@ from typing import Any
 
 from blocks.errors import Cancelled, HashMismatch, Kind, OnblockError, Paused, SourceChanged
 from blocks.storage.base import FileInfo, Reader, Session, Upload
+from flows.ledger.states import State
 from flows.ledger.wishes import Wish
 from flows.transfer import bulk, pump
 from flows.transfer.accounts import SOURCE, Accounts, Staged
@@ -34,6 +35,7 @@ class Staging(Accounts):
     _sessions: list[Session]
 
     def _stage_all(self) -> list[Staged]:
+        self._judge_again()
         todo = [
             (file, mine)
             for file, legs in self.shipment.items
@@ -44,6 +46,8 @@ class Staging(Accounts):
         for file, legs in todo:
             reachable = []
             for leg in legs:
+                if leg.row_id not in self._claims:
+                    continue  # the gate has stopped it meanwhile
                 if SOURCE in self._away:
                     self._fail(leg, self._away[SOURCE], "read")
                 elif leg.way in self._away:
@@ -57,7 +61,7 @@ class Staging(Accounts):
     def _make_room(self, todo: list[Todo]) -> None:
         """Reserve room for the files at each destination, and take out what does not fit, before anything is written."""
         room = self.run.room
-        for number, (way, session) in enumerate(zip(self.run.ways, self._sessions, strict=True)):
+        for number, (way, session) in enumerate(zip(self.ways, self._sessions, strict=True)):
             place = room.place(way.storage, session)
             if not self.shipment.large:  # as a rule all of them fit
                 sizes = [file.size for file, _ in todo]
@@ -213,7 +217,7 @@ class Staging(Accounts):
     def _open(self, file: FileInfo, legs: list[Leg], offset: int = 0) -> Reader:
         """The file at the source, as fast as the limits allow."""
         reader = self._source.read(file.path, offset)
-        if self.run.throttle is None or bulk.is_fetched(self._source, file.path):
+        if self.run.throttle is None or self.shipment.source or bulk.is_fetched(self._source, file.path):
             return reader
 
         def wanted() -> bool:
@@ -241,6 +245,9 @@ class Staging(Accounts):
                         break
                     got += len(chunk)
                     self.run.meter.moved(0, len(chunk))
+                    if got > file.size:  # somebody writes on, maybe as fast as we read
+                        break
+                    self.run.watcher.progress(self._phase, file.path, got / file.size if file.size > 0 else 0.0)
                 self._unchanged(reader, file, got, legs)
                 return digest.hexdigest()
         self._unchanged(reader, file, got, legs)
@@ -304,8 +311,11 @@ class Staging(Accounts):
                         legs.remove(leg)
 
     def _write(self, chunk: memoryview, file: FileInfo, legs: list[Leg]) -> None:
-        if self.run.throttle is not None:
-            self._write_slowly(chunk, file, legs, self.run.throttle.up)
+        throttle = self.run.throttle
+        if throttle is not None and (
+            up := [throttle.up[self.run.ways.index(w)] for w in self.ways if w in self.run.ways]
+        ):
+            self._write_slowly(chunk, file, legs, up)
             return
         for leg in tuple(legs):
             self._write_to(leg, chunk, legs)
@@ -333,17 +343,38 @@ class Staging(Accounts):
             legs.remove(leg)
             self._fail(leg, error, "write")
 
+    def _judge_again(self) -> bool:
+        """Give up the files that may not pass any more, where overrides have ended since they were planned; whether it
+        was looked at. What steps made was judged just before."""
+        gate = self.run.gate
+        if self._judged == gate.withdrawn or self.shipment.source is not None or self.ways is not self.run.ways:
+            return False
+        self._judged = gate.withdrawn
+        for number, session in enumerate(self._sessions):
+            mine = [
+                (file, leg) for file, legs in self.shipment.items for leg in legs
+                if leg.way == number and leg.row_id in self._claims
+            ]  # fmt: skip
+            passages = gate.judge([file for file, _ in mine], session.features)
+            for (_, leg), passage in zip(mine, passages, strict=True):
+                if passage.state is State.BLOCKED:
+                    self._stopped(leg, passage)
+        return True
+
     def _check_stop(self, file: FileInfo) -> None:
         if self.run.stop.is_set():
             raise Cancelled("the run was stopped", path=file.path)
 
     def _heed(self, file: FileInfo, legs: list[Leg]) -> None:
-        """Take out the legs of a file that somebody wants paused or cancelled. Raises Cancelled if the run is stopped."""
+        """Take out the legs of a file that somebody wants paused or cancelled, or that may not pass any more. Raises
+        Cancelled if the run is stopped."""
         self._check_stop(file)
+        if self._judge_again():
+            legs[:] = [leg for leg in legs if leg.row_id in self._claims]
         if not (self.run.wishes or self.run.held):
             return
         for leg in tuple(legs):
-            match self.run.wish(leg.row_id):
+            match self.run.wish(leg.row_id, *self.shipment.origins.get(leg.row_id, ())):
                 case Wish.PAUSE:
                     self._fail(leg, Paused("was paused", path=file.path), "write")
                 case Wish.CANCEL:

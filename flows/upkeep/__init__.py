@@ -1,1 +1,1 @@
-"""What is done with files after they are delivered: cleanup of the source, retention of backups, scrub."""
+"""What is done with files after they are delivered: cleanup of the source, retention, scrub."""

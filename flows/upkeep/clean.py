@@ -42,8 +42,16 @@ def may_be_cleaned(proof: Proof, settings: Cleanup, now: int) -> str | None:
         return "was cleaned up before, and is there again"
     if proof.state is State.CLEANUP_ELIGIBLE:
         return "another cleanup works on it"
+    if proof.state is State.RETIRED:
+        return "was removed at its destination by retention: this is the last copy"
     if proof.state is not State.VERIFIED:
         return f"is {proof.state}, not VERIFIED"
+    if proof.made:
+        if proof.sha256 is None:
+            return "was delivered without a checksum"
+        return next(
+            (f"what was made of it {why}" for p in proof.made if (why := may_be_cleaned(p, settings, now))), None
+        )
     if proof.sha256 is None or proof.done_at is None or not proof.dest_path:
         return "was delivered without a checksum"
     if proof.manifest is None:
@@ -165,7 +173,7 @@ class Cleaning:
         looked = False
         try:
             for group in groups:
-                for proof in group:
+                for proof in (one for origin in group for one in origin.delivered):
                     if pass_due(proof, self.settings, now):
                         looked = True
                         self.shift.go_on()
@@ -227,25 +235,28 @@ class Cleaning:
         finally:
             self.ledger.cleaned(self.shift.id, done)
             self.ledger.condemn_cleanup(self.shift.id, lost)
+            condemn(self.ledger, [pair for pair in lost if pair[0].state is State.VERIFIED])  # what was made of ours
             self.ledger.spared(self.shift.id, [*spared, *(p for group in left for p in group)])
 
     def _settle_left(self) -> int:
         """What cleanups have left that died: moved, still there, or not to be found, which proves nothing: those are
-        VERIFIED again, as before. How many files."""
-        claims = self.ledger.take_over_cleanups(self.shift.id, self.shift.routes)
-        groups = _grouped(claims)
-        for group in groups:
+        VERIFIED again, as before, and looked for again by each cleanup. How many files were settled."""
+        died, missed = self.ledger.take_over_cleanups(self.shift.id, self.shift.routes)
+        groups = [(group, False) for group in _grouped(died)] + [(group, True) for group in _grouped(missed)]
+        settled = 0
+        for group, again in groups:
             outcome = self.removal.look_after(group)
+            settled += not (again and outcome is not None and outcome.nowhere)
             if outcome is None:
                 self._name("unverified", group[0], "is neither here nor there; looked after by the next cleanup")
             elif outcome.gone:
                 self.ledger.cleaned(self.shift.id, outcome.rows)
                 self._cleaned(group)
             else:
-                self.ledger.spared(self.shift.id, outcome.rows)
-                if outcome.nowhere:
+                self.ledger.spared(self.shift.id, outcome.rows, missed=outcome.nowhere)
+                if outcome.nowhere and not again:
                     self._wait(group[0].path, "is not at the source any more; a cleanup that died had it in hand")
-        return len(groups)
+        return settled
 
     # -- the summary ----------------------------------------------------------------------------------------------------
 

@@ -29,10 +29,10 @@ def clean(job: TransferJob) -> State:
 
 @flow(name="retention", persist_result=False)  # pyright: ignore
 def retention(job: TransferJob) -> State:
-    """Remove backups that are beyond the limits of the job's `retention`.
+    """Remove backups and delivered files that are beyond the limits of the job's `retention`.
 
     Args:
-        job: whose backups.
+        job: whose files.
     """
     return _ended(retain(job, flow_run_id=str(flow_run.id)), told.retention)
 

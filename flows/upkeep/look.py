@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blocks.errors import HashMismatch, NotFound, OnblockError, UnknownError
-from blocks.storage.base import Session
+from blocks.storage.base import FileInfo, Session
 from flows.ledger import Ledger
 from flows.ledger.proofs import Proof
 from flows.transfer.job import Verify
@@ -15,8 +15,8 @@ LOST = (HashMismatch, NotFound)
 """What says that a file is not there as it was delivered; after any other failure nobody can tell."""
 
 
-def look(session: Session, proof: Proof) -> None:
-    """Read a delivered file back from its destination and compare. Raises HashMismatch, NotFound, and, where nobody can
+def look(session: Session, proof: Proof) -> FileInfo:
+    """Read a delivered file back from its destination and compare; the file as it was seen first. Raises HashMismatch, NotFound, and, where nobody can
     tell, other failures: so if its manifest is missing too, as at a mount point where nothing is mounted."""
     path, sha256 = proof.dest_path, proof.sha256
     if not path or sha256 is None:
@@ -26,8 +26,9 @@ def look(session: Session, proof: Proof) -> None:
         if found.size != proof.size:
             raise HashMismatch(f"has {found.size} bytes at the destination, was read with {proof.size}", path=path)
         prove_final(session, path, proof.size, sha256, Verify.READBACK)
+        return found
     except NotFound as error:
-        if proof.manifest is not None and not _is_there(session, proof.manifest):
+        if proof.manifest is not None and not is_there(session, proof.manifest):
             raise UnknownError(
                 "is not at the destination, and nor is the manifest that lists it", path=path,
                 remedy="see that the destination is mounted; the next run of the job that delivers there writes the manifest",
@@ -35,7 +36,8 @@ def look(session: Session, proof: Proof) -> None:
         raise
 
 
-def _is_there(session: Session, path: str) -> bool:
+def is_there(session: Session, path: str) -> bool:
+    """Whether there is a file of this name. Raises OnblockError if nobody can tell."""
     try:
         session.stat(path)
     except NotFound:

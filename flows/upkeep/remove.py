@@ -78,7 +78,7 @@ class Removal:
         self._sure_at = time.monotonic()
         for number, listed in enumerate(self._lists):
             route = self.shift.routes[number]
-            listed.expect([p for p in self._ours if p.route_id == route])
+            listed.expect([d for p in self._ours if p.route_id == route for d in p.delivered])
 
     def aside(self, group: Sequence[Proof]) -> bool:
         """Whether the file of a group may lie aside, where only `look_after` finds it."""
@@ -96,7 +96,7 @@ class Removal:
             if self._is_there(first.path):
                 self._aside -= ids
                 if isinstance(error, OnblockError):
-                    raise Spared(str(error), group, unsure=True) from error
+                    raise Spared(str(error), group, unsure=not isinstance(error, SourceChanged)) from error
             raise
         if to is None:
             return self._closed(group, ids)
@@ -149,14 +149,14 @@ class Removal:
             raise SourceChanged("has changed since it was delivered", path=at)
 
     def _listed(self, group: Sequence[Proof]) -> None:
-        for proof in group:
+        for proof in (one for origin in group for one in origin.delivered):
             if not self._lists[self.shift.routes.index(proof.route_id)].holds(proof):
                 raise Spared(f"is not in the manifest {names.display(proof.manifest or '')} as it lies there", group)
 
     def _lost(self, group: Sequence[Proof]) -> list[tuple[Proof, OnblockError]]:
         """The rows whose file is not what was delivered. Raises OnblockError if a destination cannot be looked at."""
         lost: list[tuple[Proof, OnblockError]] = []
-        for proof in group:
+        for proof in (one for origin in group for one in origin.delivered):
             try:
                 look(self.shift.sessions[self.shift.routes.index(proof.route_id)], proof)
             except LOST as error:
@@ -166,11 +166,20 @@ class Removal:
         return lost
 
     def _passes_gate(self, proof: Proof) -> bool:
-        file, ledger = FileInfo(proof.path, *proof.version), self.shift.ledger
-        if still_passes(file, proof.dest_path, self.job, [], 0, proof.findings):
+        ledger = self.shift.ledger
+        delivered = [(self._as_judged(proof, one), one.dest_path) for one in proof.delivered]
+        if all(still_passes(file, to, self.job, [], 0, proof.findings) for file, to in delivered):
             return True
-        overrides = ledger.overrides(self.job.name)  # as they are at this moment
-        return still_passes(file, proof.dest_path, self.job, overrides, ledger.clock(), proof.findings)
+        overrides, now = ledger.overrides(self.job.name), ledger.clock()  # as they are at this moment
+        return all(still_passes(file, to, self.job, overrides, now, proof.findings) for file, to in delivered)
+
+    @staticmethod
+    def _as_judged(origin: Proof, one: Proof) -> FileInfo:
+        """A delivered file as the gate saw it: what was made of a file lay beside it."""
+        if one is origin:
+            return FileInfo(origin.path, *origin.version)
+        folder, name = origin.path.rpartition("/")[0], one.dest_path.rpartition("/")[2]
+        return FileInfo(f"{folder}/{name}" if folder else name, *one.version)
 
     def _still_ours(self, group: list[Proof]) -> None:
         if time.monotonic() - self._sure_at < SURE_S:
@@ -184,10 +193,13 @@ class Removal:
     def _put_aside(self, proof: Proof) -> str | None:
         """Give the file another name at its source; which. Never over anything. None if it was deleted at once."""
         if self.settings.action is not Action.BACKUP:
-            if self._two_places and not self.shift.source.features.mtime_set:
-                self.shift.source.delete(proof.path)  # where a rename copies all the bytes, one in each run is enough
+            features = self.shift.source.features
+            if not features.renames or (self._two_places and not features.mtime_set):
+                self.shift.source.delete_seen(
+                    FileInfo(proof.path, *proof.version)
+                )  # where a rename copies all the bytes, one in each run is enough
                 return None
-            to = _hidden(proof)
+            to = hidden(proof)
             self.shift.source.move(proof.path, to)
             return to
         for to in self._backups(proof):
@@ -216,10 +228,10 @@ class Removal:
         """Every destination still has its file, although the one at the source has moved `to` there; and has nothing
         where that would be if both were one place: of the file itself a mount may answer from its cache, which knows
         nothing of a name that was never asked for. Raises SameFile."""
-        for proof in group:
+        for proof, one in [(origin, one) for origin in group for one in origin.delivered]:
             session = self.shift.sessions[self.shift.routes.index(proof.route_id)]
-            moved = _moved_to(proof, to)
-            if _has(session, proof.dest_path, proof.size) and (moved is None or not _has(session, moved, proof.size)):
+            moved = _moved_to(proof._replace(dest_path=one.dest_path), to)
+            if _has(session, one.dest_path, one.size) and (moved is None or not _has(session, moved, proof.size)):
                 continue
             raise SameFile(
                 "is gone from the destination when it is moved at the source: both are one place, or it was removed "
@@ -251,9 +263,9 @@ class Removal:
     def look_after(self, group: list[Proof]) -> Settled | None:
         """What a cleanup that died has done with a file: put back what it left aside. None if that cannot be done."""
         first = group[0]
-        hidden = _hidden(first)
-        if self._is_there(hidden):
-            if self._is_there(first.path) or not self._put_back(hidden, first):
+        aside = hidden(first)
+        if self._is_there(aside):
+            if self._is_there(first.path) or not self._put_back(aside, first):
                 return None
             return Settled(group, False)
         if self._is_there(first.path):
@@ -293,7 +305,7 @@ def _sparing(group: list[Proof]) -> Iterator[None]:
         raise Spared(str(error), group, unsure=True) from error
 
 
-def _hidden(proof: Proof) -> str:
+def hidden(proof: Proof) -> str:
     """Where a file lies for a moment before it is deleted: a name that no listing shows, the same for the same version."""
     return names.temporary(proof.path, f"clean\0{proof.version}")
 
@@ -301,7 +313,7 @@ def _hidden(proof: Proof) -> str:
 def _moved_to(proof: Proof, to: str) -> str | None:
     """The name at the destination of what was moved `to` at the source, if both are one place. None if it has none."""
     folder, slash, _ = proof.dest_path.rpartition("/")
-    if to == _hidden(proof):
+    if to == hidden(proof):
         return f"{folder}{slash}{to.rpartition('/')[2]}"
     root = proof.dest_path.removesuffix(proof.path)  # where the source's root is at the destination
     return f"{root}{to}" if proof.dest_path.endswith(proof.path) and (not root or root.endswith("/")) else None

@@ -1,4 +1,5 @@
-"""Retention: backups of cleaned files are removed for good when they are too old, too many or too large together.
+"""Retention: backups of cleaned files are removed for good when they are too old, too many or too large together; and so
+is what was delivered, which `retire.py` does.
 
 A backup is a file that a cleanup has moved, and that its row names. It is removed only after another fresh look: every
 destination holds the file, in its manifest. Other files in the backup folder are nobody's business.
@@ -7,18 +8,20 @@ destination holds the file, in its manifest. Other files in the backup folder ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from blocks import names
-from blocks.errors import ConfigError, NotFound, OnblockError
+from blocks.errors import ConfigError, NotFound, OnblockError, SourceChanged
 from blocks.storage.base import FileInfo
 from flows.ledger import Ledger, State
 from flows.ledger.proofs import Proof
 from flows.transfer.aftercare import Limits
 from flows.transfer.job import TransferJob
+from flows.upkeep.forget import forget_missing
 from flows.upkeep.look import LOST, condemn, look
 from flows.upkeep.remove import Listed
+from flows.upkeep.retire import Retirement, beyond
 from flows.upkeep.shift import Shift
 
 log = logging.getLogger("onblock.upkeep")
@@ -26,34 +29,33 @@ log = logging.getLogger("onblock.upkeep")
 NOT_THERE = "is not there now"
 
 
-def beyond(backups: Iterable[tuple[int, int]], limits: Limits, now: int) -> int:
-    """How many of these backups, (time in ms, bytes) each with the oldest first, have to go."""
-    ordered = list(backups)
-    files, size = len(ordered), sum(b for _, b in ordered)
-    gone = 0
-    for when, bytes_ in ordered:
-        too_old = limits.max_age is not None and now - when > limits.max_age.total_seconds() * 1000
-        too_many = limits.max_files is not None and files > limits.max_files
-        too_large = limits.max_size is not None and size > limits.max_size
-        if not (too_old or too_many or too_large):
-            break
-        gone, files, size = gone + 1, files - 1, size - bytes_
-    return gone
+def retain(
+    job: TransferJob, *, dry: bool = False, flow_run_id: str | None = None, forget: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Remove the backups and delivered files of a job that are beyond its limits; what became of them. A `dry` run only
+    looks. With `forget`, what is missing at the source is forgotten first (`forget.py`).
 
-
-def retain(job: TransferJob, *, dry: bool = False, flow_run_id: str | None = None) -> dict[str, Any]:
-    """Remove the backups of a job that are beyond its limits; what became of them. A `dry` run only looks.
-
-    Raises ConfigError, and removes nothing, for a job without `retention`, or if one of those beyond the limits is not
-    verified at every destination.
+    Raises ConfigError, and removes nothing, for a job without `retention`, or if a backup that is beyond the limits is
+    not verified at every destination.
     """
     if job.retention is None:
         raise ConfigError(
             f"job {job.name!r} has no `retention`",
             remedy="write such as `retention: {backup: {max_age: 30 d}}` in the job",
         )
-    with Ledger.open(create=not dry) as ledger, Shift(job, ledger, dry=dry, flow_run_id=flow_run_id) as shift:
-        return Retaining(shift, job.retention.backup).carry_out()
+    backup, delivered = job.retention.backup, job.retention.delivered
+    with (
+        Ledger.open(create=not dry) as ledger,
+        Shift(job, ledger, dry=dry, flow_run_id=flow_run_id, source_may_be_away=backup is None) as shift,
+    ):
+        shift.summary.update({"run_id": shift.id, "dry_run": dry})
+        if forget:
+            shift.summary["forgotten"] = forget_missing(shift)
+        if backup is not None:
+            Retaining(shift, backup).carry_out()
+        if delivered is not None:
+            shift.summary["delivered"] = [Retirement(shift, n, delivered).carry_out() for n in range(len(shift.routes))]
+        return shift.summary
 
 
 class Retaining:
@@ -64,8 +66,8 @@ class Retaining:
         self.removed: list[Proof] = []
         self.kept: list[dict[str, str]] = []
 
-    def carry_out(self) -> dict[str, Any]:
-        """All of it; the summary."""
+    def carry_out(self) -> None:
+        """All of it, into the summary."""
         groups = self._backups()
         now = self.ledger.clock()
         count = beyond([(g[0].done_at or now, g[0].size) for g in groups], self.limits, now)
@@ -76,11 +78,10 @@ class Retaining:
         else:
             self.removed = [g[0] for g in victims]
         self.shift.summary.update({
-            "run_id": self.shift.id, "dry_run": self.shift.dry, "backups": len(groups), "removed": len(self.removed),
+            "backups": len(groups), "removed": len(self.removed),
             "bytes": sum(p.size for p in self.removed), "kept": self.kept,
             "files": [names.display(p.backup or "") for p in self.removed[:100]],
         })  # fmt: skip
-        return self.shift.summary
 
     def _backups(self) -> list[list[Proof]]:
         """Rows by backup, the oldest delivery first."""
@@ -142,13 +143,10 @@ class Retaining:
             if lost:
                 condemn(self.ledger, lost)
                 return self._keep(path, "its delivery is damaged: the backup may be the last copy")
-            again = self._backup(path)  # all of that took its time
-            if again is None:
-                return self._keep(path, NOT_THERE)
-            if again.version != found.version:
-                return self._keep(path, "has changed while it was looked at")
             try:
-                source.delete(path)
+                source.delete_seen(found)  # all of that took its time
+            except SourceChanged:
+                return self._keep(path, "has changed while it was looked at")
             except NotFound:
                 return self._keep(path, NOT_THERE)
         except OnblockError as error:

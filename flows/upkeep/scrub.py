@@ -121,7 +121,8 @@ class Scrubbing:
         if self.shift.source_is_away:
             return False
         try:
-            return self.shift.source.stat(proof.path).version == proof.version
+            origins = self.ledger.made_of(proof.id) or [proof]
+            return all(self.shift.source.stat(one.path).version == one.version for one in origins)
         except OnblockError as error:
             log.info("%s cannot be taken from the source again: %s", names.display(proof.path), error)
             return False

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import Any, Self
 
+from blocks.devices.base import Device
 from blocks.errors import Cancelled, ConfigError, OnblockError
 from blocks.storage.base import Session
 from flows.ledger import Ledger
@@ -43,7 +44,7 @@ class Shift:
         self.id = ""
         self.source_is_away = False
         self._source_may_be_away = source_may_be_away
-        self.stop = threading.Event()
+        self.stop = ledger.giving_up = threading.Event()
         self.summary: dict[str, Any] = {"job": job.name}
         self._flow_run_id = flow_run_id
         self._stack = ExitStack()
@@ -59,6 +60,8 @@ class Shift:
     def __enter__(self) -> Self:
         with self._stack:
             try:
+                if isinstance(self.job.source, Device):
+                    self._stack.callback(self.job.source.release)
                 self.source = self._stack.enter_context(self.job.source.open())
             except OnblockError as error:
                 if not self._source_may_be_away:

@@ -22,12 +22,24 @@ def clean(summary: dict[str, Any]) -> tuple[str, bool]:
 
 
 def retention(summary: dict[str, Any]) -> tuple[str, bool]:
-    """Of a retention."""
+    """Of a retention. What waits for its source is well; what was kept for another reason is not."""
     would = "would be " if summary["dry_run"] else ""
-    text = f"{summary['removed']} of {summary['backups']} backups {would}removed, {summary['bytes']:,} bytes"
-    if summary["kept"]:
-        text += f"; {len(summary['kept'])} kept that should have gone"
-    return text, not summary["kept"]
+    parts: list[str] = []
+    if "forgotten" in summary:
+        parts.append(f"{summary['forgotten']} missing at the source {would}forgotten")
+    if "backups" in summary:
+        parts.append(f"{summary['removed']} of {summary['backups']} backups {would}removed, {summary['bytes']:,} bytes")
+    for one in summary.get("delivered", ()):
+        parts.append(
+            f"{one['removed']} of {one['files']} delivered files {would}removed at {one['place']}, {one['bytes']:,} bytes"
+        )
+        if waiting := sum(one["waiting"].values()):
+            parts.append(f"{waiting} stay for now")
+    kept = len(summary.get("kept", ())) + sum(one["unremoved"] for one in summary.get("delivered", ()))
+    if kept:
+        parts.append(f"{kept} kept that should have gone")
+    parts += [one["problem"] for one in summary.get("delivered", ()) if one["problem"]]
+    return "; ".join(parts), not kept and not any(one["problem"] for one in summary.get("delivered", ()))
 
 
 def scrub(summary: dict[str, Any]) -> tuple[str, bool]:

@@ -25,16 +25,21 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One run. Seconds; `rss` in bytes; `job` is onblock's own count of seconds, for other programs the wall time."""
+    """One run. Seconds; `rss` in bytes; `job` is onblock's own count of seconds, for other programs the wall time; `idle`
+    the processor seconds that nobody on the machine used meanwhile."""
 
     wall: float
     cpu: float
     rss: int
     job: float
+    idle: float = 0.0
 
     def __add__(self, other: Sample) -> Sample:
         """One after the other."""
-        return Sample(self.wall + other.wall, self.cpu + other.cpu, max(self.rss, other.rss), self.job + other.job)
+        return Sample(
+            self.wall + other.wall, self.cpu + other.cpu, max(self.rss, other.rss), self.job + other.job,
+            self.idle + other.idle,
+        )  # fmt: skip
 
 
 @dataclass
@@ -75,19 +80,25 @@ def run(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path, li
     """Run to the end; stdout goes to `log`.out and stderr to `log`.err. BenchError unless it exits with 0."""
     out, err = log.with_suffix(".out"), log.with_suffix(".err")
     with out.open("wb") as stdout, err.open("wb") as stderr:
-        started = time.monotonic()
+        idle, started = _idle(), time.monotonic()
         child = subprocess.Popen(
             argv, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
         )
         try:
             usage = _wait(child, started + limit)
-            wall = time.monotonic() - started
+            wall, idle = time.monotonic() - started, _idle() - idle
         finally:
             end(child)
     if child.returncode:
         said = err.read_text("utf-8", "replace").strip() or out.read_text("utf-8", "replace").strip()
         raise BenchError(f"{' '.join(argv[:6])} ... ended with {child.returncode}: {said[-1500:]}")
-    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, wall)
+    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, wall, idle)
+
+
+def _idle() -> float:
+    """Processor seconds of the machine that nobody used, since it started: idle, and waiting for a disk."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (int(words[4]) + int(words[5])) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait(child: subprocess.Popen[bytes], until: float) -> resource.struct_rusage:

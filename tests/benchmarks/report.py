@@ -39,6 +39,8 @@ def markdown(series: Sequence[Series], claims: Sequence[Claim], rounds: int) -> 
         f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Python {platform.python_version()}. "
         f"Medians of {rounds} rounds, programs taking turns; ratios are medians of the ratios of each round.",
         "",
+    ]
+    table = [
         "Job: from the first listing to the last verified row, as onblock prints it. Command: the whole program, from "
         "start to exit. The others have no such difference. CPU: user and system, of the whole command. Peak RSS: of the "
         "whole command; what is near 25 MB may be less (the floor of the measurement).",
@@ -48,11 +50,12 @@ def markdown(series: Sequence[Series], claims: Sequence[Claim], rounds: int) -> 
     ]
     for s in series:
         job, wall = s.mid(lambda x: x.job), s.mid(lambda x: x.wall)
-        lines.append(
+        table.append(
             f"| {s.scenario} | {s.tool} | {len(s.samples)} | {job:.2f} | {wall:.2f} | {s.mid(lambda x: x.cpu):.2f} "
             f"| {max(x.rss for x in s.samples) / 1e6:.0f} | {speed(s, job)} | {speed(s, wall)} |"
         )
-    lines += ["", "| what | measured | wanted | reached |", "|---|--:|--:|:-:|"]
+    lines += [*table, ""] if series else []
+    lines += ["| what | measured | wanted | reached |", "|---|--:|--:|:-:|"]
     lines += [f"| {c.text} | {c.value} | {c.wanted or ''} | {_answer(c)} |" for c in claims]
     return "\n".join(lines) + "\n"
 
@@ -63,14 +66,20 @@ def _answer(claim: Claim) -> str:
     return "yes" if claim.reached else "**no**"
 
 
-def write(out: Path, series: Sequence[Series], claims: Sequence[Claim], rounds: int) -> str:
-    """Write bench.md, bench.json, speed.png and cost.png; the Markdown."""
+def write(
+    out: Path, series: Sequence[Series], claims: Sequence[Claim], rounds: int,
+    pictures: Sequence[Callable[[Path], None]] = (),
+) -> str:  # fmt: skip
+    """Write bench.md, bench.json, speed.png and cost.png, and further pictures; the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(series, claims, rounds)
     (out / "bench.md").write_text(text, "utf-8")
     raw = {"rounds": rounds, "series": [asdict(s) for s in series], "claims": [asdict(c) for c in claims]}
     (out / "bench.json").write_text(json.dumps(raw, indent=1), "utf-8")
-    plots(out, series)
+    if series:
+        plots(out, series)
+    for picture in pictures:
+        picture(out)
     return text
 
 

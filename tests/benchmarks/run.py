@@ -6,7 +6,12 @@
     ledger  (a), how much of it goes into claims, heartbeats and progress
     server  (a) with a running Prefect server, and without
     memory  peak memory at 20,000 and at 200,000 files
+    phases  20 clips fetched, processed and delivered: against the longest phase alone
     sftp, s3, webhdfs    1 GiB and 5,000 small files to a server and back: the tools of that server
+    steps   transcode, zstd and gzip: ffmpeg (`python -m tests.servers.install bench` brings it), zstd, Python's gzip
+    capture two cameras and a sensor: CPU, memory, SIGKILL, a camera that is copied, merging (see `capture.py`)
+    console pages and API over a ledger of 1,000,000 rows; 50 pages that are open while 4 transfers run
+    latency seconds from a webhook to the first byte from a camera, with `onblock up` running
     ten     peak memory for one file of 10 GiB, by every storage
 
 Here are the arguments, the work folder and its end. Exit code 0: measured (whether the bounds were reached is in the
@@ -27,14 +32,19 @@ from pathlib import Path
 from types import FrameType
 
 from tests.benchmarks import report
+from tests.benchmarks.capture import SCENARIOS as CAPTURE
+from tests.benchmarks.console import SCENARIOS as CONSOLE
+from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
+from tests.benchmarks.phases import SCENARIOS as PHASES
 from tests.benchmarks.scenarios import SCENARIOS as LOCAL
 from tests.benchmarks.scenarios import Bench, must_fit
+from tests.benchmarks.steps import SCENARIOS as STEPS
 from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
-SCENARIOS = {**LOCAL, **FAR}
+SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **LATENCY, **FAR}
 ROUNDS, QUICK_ROUNDS = 5, 3
 
 
@@ -103,8 +113,9 @@ def _measured(bench: Bench, names: list[str]) -> int:
 
 
 def _tell_results(bench: Bench, out: Path, *, whole: bool) -> None:
-    if series := [s for s in bench.series if s.samples]:
-        print(report.write(out, series, bench.claims, bench.rounds), flush=True)
+    series = [s for s in bench.series if s.samples]
+    if series or bench.claims:
+        print(report.write(out, series, bench.claims, bench.rounds, bench.pictures), flush=True)
         bench.tell(f"written: {', '.join(str(p) for p in sorted(out.iterdir()))}")
     if not whole:
         print("The table is not whole: see above.", flush=True)

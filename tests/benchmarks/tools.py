@@ -91,11 +91,11 @@ class Tools:
 
     def job(
         self, what: Material, source: dict[str, Any], destination: dict[str, Any], home: Path, *,
-        known: bool = False, api: str | None = None,
+        known: bool = False, api: str | None = None, **keys: Any,
     ) -> tuple[Sample, dict[str, Any]]:  # fmt: skip
-        """`onblock run` with the defaults of a job."""
+        """`onblock run` with the defaults of a job, but for `keys`."""
         os.sync()
-        job = self.written(source, destination)
+        job = self.written(source, destination, **keys)
         env = self.env | {"ONBLOCK_HOME": str(home)} | ({"PREFECT_API_URL": api} if api else {})
         log = self.log("onblock")
         argv = [sys.executable, "-m", "deployments.cli", "run", str(job), "--json"]
@@ -111,19 +111,19 @@ class Tools:
             raise BenchError(f"onblock said {wrong}, expected {wanted}")
         return replace(sample, job=float(summary["seconds"])), summary
 
-    def written(self, source: dict[str, Any], destination: dict[str, Any]) -> Path:
+    def written(self, source: dict[str, Any], destination: dict[str, Any], **keys: Any) -> Path:
         """A JOB.yaml."""
         job = self.log("job").with_suffix(".yaml")
         job.write_text(
             json.dumps({
                 "name": "bench", "source": source, "destination": destination, "verify": "checksum",
-                "settle": {"quiet": "0s"}, "exclude": ["checksums.sha256"],
+                "settle": {"quiet": "0s"}, "exclude": ["checksums.sha256"], **keys,
             })
         )  # fmt: skip
         return job
 
-    def share(self, what: Material, to: Path, home: Path) -> float:
-        """How much of a job goes into claims, heartbeats and progress."""
+    def share(self, what: Material, to: Path, home: Path) -> dict[str, float]:
+        """How much of a job goes into the ledger, and what for; see `share.py`."""
         os.sync()
         log = self.log("share")
         argv = [sys.executable, "-m", "tests.benchmarks.share", str(self.written(local(what.folder), local(to)))]
@@ -131,7 +131,7 @@ class Tools:
         said = json.loads(log.with_suffix(".out").read_text("utf-8"))
         if said["delivered"] != what.files:
             raise BenchError(f"onblock delivered {said['delivered']} of {what.files} files")
-        return said["share"] / said["job"]
+        return {what: seconds / said["cpu"] for what, seconds in said["share"].items()}
 
 
 def must_hold(folder: Path, what: Material, tool: str) -> None:

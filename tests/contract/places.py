@@ -120,6 +120,10 @@ SAMPLES: dict[str, set[str]] = {}
 """Places where each call is dear run these tests alone, each with one of its parameters."""
 
 
+READ_ONLY: set[str] = set()
+"""Places that are only read: of the suite, what says `reading` runs with them."""
+
+
 def place(name: str) -> Callable[[Factory], Factory]:
     """Register a factory; the whole suite runs with each."""
 

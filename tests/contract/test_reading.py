@@ -84,6 +84,10 @@ def test_scan_of_a_missing_folder(place: Place, session: Session) -> None:
 def test_scan_never_shows_what_is_not_whole(place: Place, session: Session) -> None:
     place.put("whole", b"x")
     place.put("sub/whole", b"x")
+    if not session.features.writable:
+        place.put("sub/.onblock-0123456789abcdef.part", b"x")
+        assert listing(session) == {"whole", "sub/whole"}
+        return
     upload, kept = begin(session, "coming", payload(5000)), begin(session, "sub/kept", payload(10), key="k")
     kept.keep()
     assert listing(session) == {"whole", "sub/whole"}
@@ -234,10 +238,21 @@ def test_a_rotation_while_reading_is_seen(place: Place, session: Session) -> Non
     before = session.stat("f")
     with session.read("f") as reader:
         assert reader.readinto(bytearray(4096)) == 4096
-        with place.storage.open() as other:
-            other.move("f", "f.1")
+        move_away(place, "f.1")
         place.put("f", payload(100_001), MTIME + 5_000_000_000)
         assert seen_as_changed(reader, before.version)
+
+
+def move_away(place: Place, to: str) -> None:
+    """Rename `f`; where the storage cannot, as a device does it by itself."""
+    with place.storage.open() as other:
+        if other.features.renames:
+            other.move("f", to)
+            return
+    data = place.get("f")
+    assert data is not None
+    place.put(to, data)
+    place.remove("f")
 
 
 def seen_as_changed(reader: Reader, before: tuple[int, int, str]) -> bool:
@@ -260,8 +275,7 @@ def test_a_file_moved_away_while_reading_is_seen(place: Place, session: Session)
     place.put("f", payload(100_000))
     with session.read("f") as reader:
         assert reader.readinto(bytearray(4096)) == 4096
-        with place.storage.open() as other:
-            other.move("f", "elsewhere/f")
+        move_away(place, "elsewhere/f")
         with pytest.raises(SourceVanished):
             reader.info()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from blocks.devices import DEVICES
 from blocks.storage import STORAGES
 from blocks.storage.base import Features
 from flows.transfer.job import load_job
@@ -44,7 +45,8 @@ def test_the_table(request: pytest.FixtureRequest, place: Place) -> None:
 def test_every_storage_has_a_line_and_an_example() -> None:
     assert set(TYPICAL.values()) == set(STORAGES)
     examples = re.findall(r"^(?:source|destination): (\{type: .*\})$", README, re.MULTILINE)
-    assert {yaml.safe_load(e)["type"] for e in examples} == set(STORAGES)
+    assert {yaml.safe_load(e)["type"] for e in examples} - set(DEVICES) == set(STORAGES)
+    assert all(f"| `{slug}` |" in README for slug in DEVICES)
 
 
 @pytest.mark.parametrize("example", re.findall(r"^((?:source|destination): \{type: .*\})$", README, re.MULTILINE))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blocks.errors import Conflict, NotFound, OnblockError, SourceVanished
+from blocks.errors import Conflict, NotFound, OnblockError, SourceChanged, SourceVanished
 from blocks.names import TEMPORARY
 from blocks.storage.base import Session, Upload, aligned_buffer
 from tests.contract.data import MIB, SIZES, aligned_chunks, begin, chunks, fetch, listing, payload, send
@@ -521,6 +521,19 @@ def test_delete(place: Place, session: Session) -> None:
         with pytest.raises(NotFound) as caught:
             session.delete(missing)
         assert caught.value.path == missing
+
+
+def test_delete_what_was_seen(place: Place, session: Session) -> None:
+    place.put("a/file", b"x")
+    seen = session.stat("a/file")
+    place.put("a/file", b"longer")
+    with pytest.raises(SourceChanged) as caught:
+        session.delete_seen(seen)
+    assert (caught.value.path, place.get("a/file")) == ("a/file", b"longer")
+    session.delete_seen(session.stat("a/file"))
+    assert place.everything() == set()
+    with pytest.raises(NotFound):
+        session.delete_seen(seen)
 
 
 def test_delete_takes_no_folder(place: Place, session: Session) -> None:

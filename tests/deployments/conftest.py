@@ -11,13 +11,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from deployments.up import environment
 
@@ -30,12 +33,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(what: str, look: Callable[[], T], seconds: float = 60) -> T:
-    """The first true answer of `look`; fails the test when there is none in time."""
+PATIENCE_S = 180.0
+"""Seconds that anything may take here: where its SQLite is locked, Prefect's server stands still for a minute."""
+
+
+def until(what: str, look: Callable[[], T], seconds: float = PATIENCE_S, *, told: Callable[[], str] = lambda: "") -> T:
+    """The first true answer of `look`; fails the test when there is none in time, with what `told` says then."""
+    seconds = max(seconds, PATIENCE_S)
     deadline = time.monotonic() + seconds
     while not (answer := look()):
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s: {what}")
+            pytest.fail(f"not within {seconds:.0f} s: {what}\n{told()}")
         time.sleep(0.1)
     return answer
 
@@ -58,15 +66,18 @@ def end(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The address of a Prefect server, set up as `onblock up` does it, and its PREFECT_HOME."""
+def server(tmp_path_factory: pytest.TempPathFactory, prefect_database: str) -> Iterator[tuple[str, Path]]:
+    """The address of a Prefect server, set up as `onblock up` does it, and its PREFECT_HOME. Its database is PostgreSQL:
+    on SQLite, which `test_up` and `test_demo` use, it stands still for a minute now and then."""
     port, folder = free_port(), tmp_path_factory.mktemp("prefect")
     url = f"http://127.0.0.1:{port}"
     given = {**os.environ, "PREFECT_HOME": str(folder), "ONBLOCK_HOME": str(folder / "onblock")}
+    settings = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": prefect_database}
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment(given, "127.0.0.1", port, url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=environment(given, "127.0.0.1", port, url) | settings,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         until("a Prefect server that answers", lambda: process.poll() is not None or answers(url), 120)
@@ -82,7 +93,8 @@ def api(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     url, folder = f"{server[0]}/api", server[1]
     monkeypatch.setenv("PREFECT_API_URL", url)
     monkeypatch.setenv("PREFECT_HOME", str(folder))
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: folder}):
+    monkeypatch.setenv("PREFECT_API_REQUEST_TIMEOUT", str(PATIENCE_S))
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_HOME: folder, PREFECT_API_REQUEST_TIMEOUT: PATIENCE_S}):
         yield url
 
 
@@ -111,9 +123,20 @@ def write_job(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def _forget_runs(before: datetime) -> None:
+    """Runs that earlier tests left: a worker would start those that wait, all at once; those that were killed hold
+    their place in the pool."""
+    open_ = FlowRunFilterState(type=FlowRunFilterStateType(any_=[t for t in StateType if t not in TERMINAL_STATES]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=open_)):
+            if run.created is not None and run.created < before:
+                client.delete_flow_run(run.id)
+
+
 @pytest.fixture
 def worker(api: str, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Starts process workers, away from the repository's folder; returns where their log goes."""
+    """Starts workers as `onblock up` does, away from the repository's folder; returns where their log goes."""
+    _forget_runs(datetime.now(UTC))
     with ExitStack() as stack:
         started: list[subprocess.Popen[bytes]] = []
 
@@ -121,8 +144,8 @@ def worker(api: str, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
             log = tmp_path / f"worker-{pool}.log"
             with log.open("wb") as out:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"],
-                    env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+                    [sys.executable, "-P", "-m", "deployments.worker", pool],
+                    env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
                     cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )  # fmt: skip
             stack.callback(end, process)

@@ -130,8 +130,40 @@ def test_triggers_of_prefect_yaml_are_made_once(client: SyncPrefectClient, tmp_p
 
     deployment = client.read_deployment_by_name("transfer/on-flight-end")
     assert deployment.tags == ["two"]
-    [automation] = client.read_resource_related_automations(f"prefect.deployment.{deployment.id}")
+    automations = client.read_resource_related_automations(f"prefect.deployment.{deployment.id}")
+    assert len(automations) == 4, "those that its device brings, and the one that was asked for"
+    [automation] = [a for a in automations if not a.name.startswith("onblock: ")]
     assert automation.actions[0].parameters == {"flight": "{{ event.payload.flight }}"}  # type: ignore[union-attr]
+
+
+def test_a_deployment_that_was_cut_off_is_finished_by_the_next(
+    client: SyncPrefectClient, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at no moment is there neither the old trigger nor the new."""
+    job = write_job("cut-off", device="cut-1")
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    def names() -> list[str]:
+        deployment = client.read_deployment_by_name("transfer/cut-off")
+        return sorted(a.name for a in client.read_resource_related_automations(f"prefect.deployment.{deployment.id}"))
+
+    for moment in ("create_automation", "delete_automation"):
+        with monkeypatch.context() as patch:
+            if moment == "delete_automation":
+                bootstrap([job])
+                job = write_job("cut-off", device="cut-2")
+            patch.setattr(SyncPrefectClient, moment, killed)
+            with pytest.raises(Killed):
+                bootstrap([job])
+        assert any("cut-1" in name for name in names()) == (moment == "delete_automation")
+    bootstrap([job])
+    assert len(names()) == 3 and all("cut-2" in name for name in names())
+    assert bootstrap([job]).changed == []
 
 
 # -- what it leaves alone -------------------------------------------------------------------------------------------
@@ -296,14 +328,36 @@ def test_trouble_with_a_host_or_port_is_told_in_a_line() -> None:
     assert "not known" in (port_trouble("no-such-host.invalid", 4200) or "")
 
 
+def test_a_worker_in_the_background_of_a_shell_ends_when_asked(api: str, tmp_path: Path) -> None:
+    """Such a shell has SIGINT ignored, into which Prefect translates SIGTERM."""
+    bootstrap()
+    log = tmp_path / "worker.log"
+    command = [sys.executable, "-P", "-m", "deployments.worker", POOL]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        until("a worker", lambda: "started" in log.read_text(), 60)
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        end(process)
+
+
 @pytest.mark.parametrize("how", ["asked", "server dies"])
 def test_up_ends_everything_it_started(how: str, write_job: WriteJob, tmp_path: Path) -> None:
     port, out = free_port(), tmp_path / "up.out"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") or k == "PREFECT_PROFILES_PATH"}
-    code = "import sys, pathlib; from deployments.up import up; sys.exit(up([pathlib.Path(sys.argv[1])], port=int(sys.argv[2])))"
+    code = "import sys, pathlib; from deployments.up import up; up_ports = map(int, sys.argv[2:]); sys.exit(up([pathlib.Path(sys.argv[1])], '127.0.0.1', *up_ports))"
     with out.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(write_job("from-up")), str(port)],
+            [sys.executable, "-c", code, str(write_job("from-up")), str(port), str(free_port())],
             env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:
@@ -319,7 +373,8 @@ def test_up_ends_everything_it_started(how: str, write_job: WriteJob, tmp_path: 
         else:
             os.kill(started[0][0], signal.SIGKILL)  # the first one is the server
         assert process.wait(60) == (0 if how == "asked" else 1), out.read_text()
-        assert not [pid for pid, _ in started if Path(f"/proc/{pid}").exists()]
+        # orphans that have ended stay until the machine's first process has looked at them
+        until("the end of all", lambda: not [pid for pid, _ in started if Path(f"/proc/{pid}").exists()])
         assert not answers(url) and port_trouble("127.0.0.1", port) is None
         if how != "asked":
             assert "the Prefect server" in out.read_text() and "died of signal 9" in out.read_text()

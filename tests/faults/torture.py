@@ -3,7 +3,7 @@
     python -m tests.faults.torture --count 1000            # seeds are drawn and printed
     python -m tests.faults.torture --seed 4711             # one schedule again
 
-A schedule has a card, one or two archives and a few runs. Each run is a real process, forked from this one, in which
+A schedule has a card, one or two archives and a few runs; every third one compresses what it brings. Each run is a real process, forked from this one, in which
 faults strike at given steps: calls of the storage and of the ledger, counted. Between runs files change, and people
 pause, cancel and resume. After each run every final name must hold a whole file. In the end, after runs without faults,
 everything must be where it belongs, once, and nothing else.
@@ -12,7 +12,9 @@ everything must be where it belongs, once, and nothing else.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
+import gzip
 import hashlib
 import importlib
 import logging
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +41,7 @@ from blocks.storage import LocalStorage
 from blocks.storage.base import aligned_buffer
 from blocks.storage.local import LocalSession, LocalUpload
 from flows.ledger import Ledger, State
+from flows.ledger.rows import MADE
 from flows.ledger.states import ACTIVE
 from flows.ledger.wishes import Wish
 from flows.transfer import senders, story
@@ -45,19 +49,12 @@ from flows.transfer.job import TransferJob
 
 MIB = 1 << 20
 MANIFEST = "checksums.sha256"
-RUN_LIMIT_S = 60.0
+RUN_LIMIT_S = 240.0
 FAULTS = ("kill before", "kill after", "network", "lost answer", "disk full", "short write", "flipped byte")
 LEDGER_STEPS = (
-    "claim",
-    "finish",
-    "note",
-    "enter",
-    "requeue",
-    "mark_seen",
-    "settle_rows",
-    "manifest_written",
-    "end_run",
-)
+    "claim", "finish", "note", "enter", "requeue", "mark_seen", "settle_rows", "manifest_written", "end_run", "link",
+    "settle_origins", "unmake",
+)  # fmt: skip
 
 
 # -- in the run ---------------------------------------------------------------------------------------------------------
@@ -181,6 +178,7 @@ def _as_step(method: Callable[..., Any]) -> Callable[..., Any]:
 def be_a_run(job: TransferJob, faults: dict[int, str], struck: int, clock_s: int) -> None:
     """In a process of its own: the job with its faults, then the end of the process."""
     global PLAN
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     PLAN = Plan(dict(faults), struck)
     for name in LEDGER_STEPS:
         setattr(Ledger, name, _as_step(getattr(Ledger, name)))
@@ -223,11 +221,13 @@ class Schedule:
             self.put(f"DCIM/{n % 3}/f{n:02}.jpg", self.dice.randint(0, 20_000))
         for n in range(self.dice.choice([0, 1, 1, 2])):
             self.put(f"video-{n}.mp4", self.dice.randint(33, 49) * MIB + self.dice.randint(0, 5000))
+        self.steps = seed % 3 == 0
         self.job = TransferJob(
             name="torture", source=LocalStorage(root=str(self.card)),
             destinations=[FaultyStorage(root=str(a)) for a in self.archives],
             settle={"quiet": 0}, verify=self.dice.choice(["checksum", "checksum", "size", "readback"]),
             shipping={"max_files": self.dice.choice([4, 16, 4096]), "at_once": self.dice.choice([1, 2])},
+            steps=[{"kind": "compress", "format": "gzip"}] if self.steps else [],
         )  # type: ignore[arg-type]  # fmt: skip
 
     def put(self, path: str, size: int) -> None:
@@ -263,6 +263,8 @@ class Schedule:
         for pid in pids:
             while not os.waitpid(pid, os.WNOHANG)[0]:
                 if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGUSR1)  # where it stands, to standard error
+                    time.sleep(1)
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                     raise Wrong(f"a run had not ended after {RUN_LIMIT_S:.0f} s")
@@ -318,11 +320,16 @@ class Schedule:
         return {p: self.digest(self.card / p) for p in walk(self.card)}
 
     def digest(self, full: Path) -> str:
+        """SHA-256 of a file on the card, or of that from which a file of an archive was made."""
         st = full.stat()
         key = (st.st_dev, st.st_ino, st.st_ctime_ns)
         if key not in self.looked:
-            with full.open("rb") as file:
-                self.looked[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            packed = self.steps and self.card not in full.parents
+            try:
+                with gzip.open(full) if packed else full.open("rb") as file:
+                    self.looked[key] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise Wrong(f"{full} is not whole: {error}") from error
         return self.looked[key]
 
     def check_whole(self) -> None:
@@ -331,7 +338,7 @@ class Schedule:
             for path in walk(archive):
                 if path == MANIFEST or TEMPORARY.search(path):
                     continue
-                known = self.contents.get(original(path), set())
+                known = self.contents.get(self.original(path), set())
                 if self.digest(archive / path) not in known:
                     raise Wrong(f"{path} in {archive.name} holds what never lay on the card")
 
@@ -343,14 +350,14 @@ class Schedule:
         if busy := [r for r in rows if State(r["state"]) in ACTIVE]:
             raise Wrong(f"nobody works, and a row is {busy[0]['state']}")
         for archive in self.archives:
-            mine = [r for r in rows if r["destination"].endswith(f"/{archive.name}")]
+            mine = [r for r in rows if r["destination"].endswith(f"/{archive.name}") and r["etag"] != MADE]
             cancelled = {r["path"] for r in mine if r["state"] == "CANCELLED" and r["kind"] == "CANCELLED"}
             arrived: Counter[str] = Counter()
             for path in walk(archive):
                 if TEMPORARY.search(path):
                     raise Wrong(f"{path} was left in {archive.name}")
                 if path != MANIFEST:
-                    arrived[f"{original(path)} {self.digest(archive / path)}"] += 1
+                    arrived[f"{self.original(path)} {self.digest(archive / path)}"] += 1
             if twice := [p for p, n in arrived.items() if n > 1]:
                 raise Wrong(f"{twice[0]} is in {archive.name} twice")
             for path, digest in current.items():
@@ -362,12 +369,18 @@ class Schedule:
                     raise Wrong(
                         f"the ledger says that {row['path']} was verified in {archive.name}, and it is not there"
                     )
+            if self.steps and (left := list(walk(self.folder / "home/spool/files"))):
+                raise Wrong(f"{left[0]} was left in the spool")
             if (archive / MANIFEST).exists():
                 said = subprocess.run(
                     ["sha256sum", "-c", "--quiet", MANIFEST], cwd=archive, capture_output=True, text=True
                 )
                 if said.returncode:
                     raise Wrong(f"the manifest of {archive.name}: {said.stdout}{said.stderr}")
+
+    def original(self, path: str) -> str:
+        """The path on the card of what lies at one in an archive."""
+        return original(path.removesuffix(".gz") if self.steps else path)
 
     def carry_out(self) -> None:
         for _ in range(self.dice.randint(2, 6)):

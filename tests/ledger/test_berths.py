@@ -78,12 +78,12 @@ def test_reservations_of_all_must_fit(ledger: Ledger) -> None:
     one, two = begin(ledger), begin(ledger)
     assert ledger.reserve(one, "disk", 60, 100) == (True, 0)
     assert ledger.reserve(two, "disk", 41, 100) == (False, 60)
-    assert ledger.reserve(two, "disk", 40, 100) == (True, 0)
+    assert ledger.reserve(two, "disk", 40, 100) == (True, 60)
     assert ledger.reserve(two, "disk", 41, 100) == (False, 60), "what it had counts once"
     assert ledger.reserve(two, "another disk", 100, 100) == (True, 0)
     assert berths(ledger) == {(one, "disk"): 60, (two, "disk"): 40, (two, "another disk"): 100}
-    assert ledger.reserve(one, "disk", 20, 100) == (True, 0)
-    assert ledger.reserve(two, "disk", 80, 100) == (True, 0)
+    assert ledger.reserve(one, "disk", 20, 100) == (True, 40)
+    assert ledger.reserve(two, "disk", 80, 100) == (True, 20)
 
 
 def test_what_is_not_needed_any_more_is_given_back(ledger: Ledger) -> None:

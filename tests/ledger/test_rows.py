@@ -203,6 +203,8 @@ def test_a_late_writer_changes_nothing(ledger: Ledger, run_id: str, route: int) 
     assert table(ledger, *File.__table__.columns.keys()) == before
     assert ledger.finish([Outcome(new.id, new.attempt, State.VERIFIED, sha256="1" * 64)]) == {row.id}
     assert ledger.finish([Outcome(new.id, new.attempt, State.VERIFIED, sha256="2" * 64)]) == set(), "once"
+    again = Outcome(new.id, new.attempt, State.VERIFIED, sha256="1" * 64)
+    assert ledger.finish([again]) == {row.id}, "the same, by whoever did not hear that it was written"
     assert table(ledger, "state", "sha256", "attempt") == [("VERIFIED", "1" * 64, 2)]
 
 
@@ -338,7 +340,7 @@ def test_settling_is_for_rows_nobody_has_taken_since(ledger: Ledger, run_id: str
     assert states(ledger) == ["DELIVERING", "CANCELLED"]
     assert table(ledger, "message") == [(None,), ("b: asked for",)]
     with pytest.raises(IllegalMove):
-        ledger.settle_rows([(rows[0], State.VERIFIED, Cancelled("no"))], "scan")
+        ledger.settle_rows([(rows[0], State.CLEANED, Cancelled("no"))], "scan")
 
 
 def test_gone_shows_what_a_complete_listing_did_not(ledger: Ledger, run_id: str, route: int) -> None:
@@ -446,7 +448,9 @@ def test_only_what_is_delivered_has_a_line(ledger: Ledger, run_id: str, route: i
     with ledger.engine.begin() as c:
         for row, state in zip(rows, State, strict=True):
             c.execute(update(File).where(File.id == row.id).values(state=state, sha256="a" * 64, done_at=1))
-    assert {p for p, _ in ledger.manifest_lines(manifest)} == {"VERIFIED", "CLEANUP_ELIGIBLE", "CLEANED"}
+    lines = dict(ledger.manifest_lines(manifest))
+    assert {p for p, digest in lines.items() if digest} == {"VERIFIED", "CLEANUP_ELIGIBLE", "CLEANED"}
+    assert lines["RETIRED"] == "", "what retention has removed is to be left out"
 
 
 def test_a_manifest_is_written_by_one_run_at_a_time(ledger: Ledger, run_id: str, route: int) -> None:
@@ -520,3 +524,14 @@ def test_the_successor_knows_all_dead_writers(ledger: Ledger, run_id: str, route
     assert claim is not None
     assert set(claim.left) == {run_id, second}
     assert alive not in claim.left
+
+
+def test_whether_others_are_at_work(ledger: Ledger, run_id: str, route: int) -> None:
+    (row,) = enter(ledger, run_id, route, [version("a", 1)])
+    other = ledger.begin_run("job", flight=None, device=None)
+    ledger.claim(other, [row.id])
+    assert ledger.others_at_work([route], run_id)
+    assert not ledger.others_at_work([route], other)
+    assert not ledger.others_at_work([route + 1], run_id)
+    ledger.end_run(other, {})
+    assert not ledger.others_at_work([route], run_id)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from blocks.errors import Kind
 from flows.ledger import State
+from flows.ledger.rows import Row
 from flows.ledger.states import ACTIVE, DONE, MOVES, IllegalMove, check_moves, sources
 from flows.transfer.retry import CURABLE, MOST_TRIES, RETRIED, WINDOW_MS, after, delay_s
 
@@ -44,7 +45,7 @@ def test_the_long_way_and_the_short_way_are_legal() -> None:
 def test_the_end_is_the_end() -> None:
     """Unless what was delivered is found damaged, which is a row like any other damage."""
     assert all(MOVES.values())
-    assert MOVES[S.CLEANED] == {S.QUARANTINED}
+    assert MOVES[S.CLEANED] == {S.QUARANTINED, S.RETIRED}
 
 
 def test_no_state_leads_to_itself() -> None:
@@ -53,9 +54,10 @@ def test_no_state_leads_to_itself() -> None:
 
 def test_work_is_never_skipped() -> None:
     """Nothing is verified that nobody delivered, nothing cleaned that was not verified."""
-    assert sources(S.VERIFIED) == {S.DELIVERING, S.AWAITING_VERIFY, S.CLEANUP_ELIGIBLE}
+    assert sources(S.VERIFIED) == {S.QUEUED, S.DELIVERING, S.AWAITING_VERIFY, S.CLEANUP_ELIGIBLE, S.RETIRED}
     assert sources(S.CLEANUP_ELIGIBLE) == {S.VERIFIED}
-    assert sources(S.CLEANED) == {S.CLEANUP_ELIGIBLE}
+    assert sources(S.CLEANED) == {S.CLEANUP_ELIGIBLE, S.RETIRED}
+    assert sources(S.RETIRED) == {S.VERIFIED, S.CLEANED, S.DUPLICATE}, "only what was delivered is removed there"
     assert sources(S.FETCHING) == {S.QUEUED}
     assert S.CLEANED not in sources(S.QUEUED), "the source is gone: there is nothing to send again"
 
@@ -74,11 +76,11 @@ def test_everything_but_the_end_can_be_asked_for_again(state: State) -> None:
 
 def test_done_and_active_are_apart() -> None:
     assert not DONE & ACTIVE
-    assert {S.VERIFIED, S.CLEANUP_ELIGIBLE, S.CLEANED, S.DUPLICATE} == DONE
+    assert {S.VERIFIED, S.CLEANUP_ELIGIBLE, S.CLEANED, S.DUPLICATE, S.RETIRED} == DONE
     assert set(HAPPY[1:7]) == ACTIVE
     # a row that is done is not lost by a failure: only damage found later takes it back
     for state in DONE:
-        assert MOVES[state] <= {S.CLEANUP_ELIGIBLE, S.CLEANED, S.VERIFIED, S.QUARANTINED, S.QUEUED}
+        assert MOVES[state] <= DONE | {S.QUARANTINED, S.QUEUED}
 
 
 @pytest.mark.parametrize("old", sorted(State))
@@ -155,6 +157,13 @@ def test_deferred_until_seven_days_or_five_hundred_tries(kind: Kind, tries: int,
         delay = (at - now) / 1000
         assert 0.79 * delay_s(tries) <= delay <= 1.21 * delay_s(tries)
         assert delay <= 3600, "an hour is the most"
+
+
+@given(st.integers(0, 2**42), st.integers(-10 * DAY, 4000 * DAY))
+def test_a_time_beyond_the_longest_wait_was_written_by_a_wrong_clock(now: int, ahead: int) -> None:
+    row = Row(1, 1, "a", 1, 1, "", S.QUEUED, Kind.NETWORK, 1, 1, now + ahead, "a", now, "away", None, 0, None)
+    assert row.waits(now) == (0 < ahead <= 3_600_000)
+    assert not row._replace(next_attempt_at=None).waits(now)
 
 
 def test_the_limits_are_those_of_the_design() -> None:

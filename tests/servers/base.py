@@ -43,7 +43,7 @@ def _proc(pid: int) -> tuple[int, int] | None:
     return None if fields[0] == "Z" else (int(fields[1]), int(fields[19]))
 
 
-def _family(pid: int) -> list[tuple[int, int]]:
+def family(pid: int) -> list[tuple[int, int]]:
     """(pid, start tick) of a process and of all that descend from it."""
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
@@ -89,10 +89,10 @@ class Server:
         """Signal, then kill, the very processes that were started, told apart by pid and start time."""
         if self.process is None:
             return
-        family = _family(self.process.pid)
+        started = family(self.process.pid)
 
         def alive() -> list[int]:
-            return [pid for pid, tick in family if (proc := _proc(pid)) and proc[1] == tick]
+            return [pid for pid, tick in started if (proc := _proc(pid)) and proc[1] == tick]
 
         for number, seconds in ((self.stop_signal, self.stop_timeout), (signal.SIGKILL, 5.0)):
             for pid in alive():

@@ -133,12 +133,12 @@ class FaultProxy:
                 if self.latency:
                     time.sleep(self.latency)
                 if data:
-                    sink.sendall(data)
-                    with self._lock:
+                    with self._lock:  # before: whoever has received it finds it counted
                         if way == "up":
                             self.bytes_up += len(data)
                         else:
                             self.bytes_down += len(data)
+                    sink.sendall(data)
                 if cut == "hang":
                     return  # neither closed nor read any more
                 if cut:

@@ -1,4 +1,7 @@
-"""`python -m tests.servers.install`: the Debian packages the tests need. Silent and instant where all is there."""
+"""`python -m tests.servers.install`: the Debian packages the tests need. Silent and instant where all is there.
+
+`python -m tests.servers.install bench` brings what only the benchmark runs as well.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,22 @@ PACKAGES = {
     "krb5-config": "libkrb5-dev",
     "gcc": "gcc",
     "libnss_wrapper.so": "libnss-wrapper",
+    "zstd": "zstd",
+    "bzip2": "bzip2",
+    "systemd-analyze": "systemd",
+    "chromium": "chromium",
 }
 """A program or library (`.so`) the tests run, and the package it comes in."""
+BENCH = {"ffmpeg": "ffmpeg"}
+"""What only the benchmark runs, and large."""
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def missing() -> list[str]:
     """The packages of programs that are not there."""
-    return sorted({package for name, package in PACKAGES.items() if not there(name)})
+    wanted = PACKAGES | (BENCH if "bench" in sys.argv[1:] else {})
+    return sorted({package for name, package in wanted.items() if not there(name)})
 
 
 def there(name: str) -> bool:

@@ -20,7 +20,9 @@ class Postgres(Server):
     def launch(self) -> dict[str, Any]:
         user = "postgres" if os.geteuid() == 0 else None  # the server refuses to be root
         give(self.folder, user)
-        data, port, password = self.folder / "data", free_port(), secrets.token_hex(8)
+        data = self.folder / "data"
+        # started again, it is the same server at the same address
+        port, password = self.info.get("port") or free_port(), self.info.get("password") or secrets.token_hex(8)
         if not data.exists():
             secret = self.folder / "password"
             secret.write_text(password)

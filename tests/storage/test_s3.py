@@ -16,12 +16,13 @@ import pytest
 from prefect_aws.credentials import AwsCredentials, MinIOCredentials
 from pydantic import ValidationError
 
-from blocks.errors import ConfigError, Conflict, NetworkError, OnblockError
+from blocks.errors import ConfigError, Conflict, NetworkError, OnblockError, SourceChanged
 from blocks.storage.s3 import PRESETS, S3Storage
 from blocks.storage.s3_bucket import rclone_time
 from blocks.storage.s3_proof import KINDS, NeedsPartSize, Proof, b64, combined, crc64nvme, evidence, new
 from blocks.storage.s3_session import S3Session
 from blocks.storage.s3_upload import HELD, held, part_size_for
+from blocks.storage.s3_wire import Answer
 from tests.contract.data import HOSTILE, MIB, begin, fetch, payload, send
 from tests.servers.base import program
 from tests.servers.s3 import OldMinIO, SeaweedFS
@@ -414,3 +415,33 @@ def test_a_closed_port_is_known_at_once(seaweedfs: SeaweedFS, fault_proxy) -> No
     proxy.down()
     with pytest.raises(NetworkError, match="refused"):
         storage(seaweedfs, endpoint=f"http://127.0.0.1:{proxy.port}").open()
+
+
+# -- removing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["delete_seen", "move"])
+def test_what_was_written_in_the_last_moment_is_not_removed(server: S3, session: S3Session, step: str) -> None:
+    """Between the look and the removal somebody writes: SeaweedFS sees it; the MinIO of 2021 passes over conditions."""
+    key = session._bucket.key("a")
+    client = server.client()
+    client.put_object(Bucket=server.bucket, Key=key, Body=b"one")
+    seen = session.stat("a")
+    look, looked = session._bucket.head, list[str]()
+
+    def head(path: str, **options: bool) -> Answer:
+        answer = look(path, **options)
+        looked.append(path)
+        if looked == (["a"] if step == "delete_seen" else ["a", "b"]):  # the last look before it
+            client.put_object(Bucket=server.bucket, Key=key, Body=b"two")
+        return answer
+
+    session._bucket.head = head
+    if isinstance(server, SeaweedFS):
+        with pytest.raises(SourceChanged):
+            session.delete_seen(seen) if step == "delete_seen" else session.move("a", "b")
+        assert fetch(session, "a") == b"two"
+        assert [f.path for f in session.scan()] == ["a"]
+    else:
+        session.delete_seen(seen) if step == "delete_seen" else session.move("a", "b")
+        assert [f.path for f in session.scan()] == ([] if step == "delete_seen" else ["b"])

@@ -26,6 +26,7 @@ from blocks.errors import (
 from blocks.storage import SftpStorage
 from blocks.storage.base import Session, aligned_buffer
 from blocks.storage.sftp import SftpSession
+from blocks.storage.sftp_files import SftpUpload
 from blocks.storage.sftp_messages import Refused
 from blocks.storage.sftp_server import STATUS, refusal
 from tests.contract.data import KIB, MIB, begin, fetch, listing, payload, send
@@ -484,6 +485,74 @@ def test_memory_does_not_grow_with_the_file(sshd: Sshd) -> None:
             assert reader.readinto(buffer) == len(buffer)
             most = max(most, process.memory_info().rss)
     assert most - before < 64 * MIB
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A file that is hashed at the far side while it is sent, in several steps."""
+    monkeypatch.setattr("blocks.storage.sftp.FOLLOWED", 4 * MIB)
+    monkeypatch.setattr("blocks.storage.sftp_follow.STEP", MIB)
+    return payload(9 * MIB + 77)
+
+
+def began(session: Session, data: bytes) -> tuple[SftpSession, SftpUpload]:
+    upload = begin(session, "f", data)
+    assert isinstance(session, SftpSession) and isinstance(upload, SftpUpload)
+    return session, upload
+
+
+def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, followed: bytes) -> None:
+    """Nobody else could tell: the shell that hashes at the end is gone."""
+    with sftp(sshd).open() as session:
+        mine, upload = began(session, followed)
+        assert mine.server._shell is not None
+        mine.server._shell.close()
+        assert upload.matches(hashlib.sha256(followed).hexdigest())
+        upload.abort()
+
+
+def test_what_is_followed_is_what_lies_there(sshd: Sshd, followed: bytes) -> None:
+    """The far side holds a flipped bit: no digest but its own is right, and one look more is taken before it is said."""
+    flipped = bytearray(followed)
+    flipped[5 * MIB] ^= 1
+    with sftp(sshd).open() as session:
+        upload = begin(session, "f", bytes(flipped))
+        assert upload.matches(hashlib.sha256(followed).hexdigest()) is False
+        assert upload.matches(hashlib.sha256(flipped).hexdigest()) is True
+        upload.abort()
+
+
+def test_bytes_behind_the_end_are_seen(sshd: Sshd, followed: bytes) -> None:
+    root = sshd.new_folder()
+    with sftp(sshd, root).open() as session:
+        _, upload = began(session, followed)
+        upload.settle()
+        (staged,) = root.iterdir()
+        with staged.open("ab") as file:
+            file.write(b"more")
+        assert upload.matches(hashlib.sha256(followed).hexdigest()) is False
+        upload.abort()
+
+
+def test_a_follower_that_fails_costs_nothing(sshd: Sshd, followed: bytes) -> None:
+    with sftp(sshd).open() as session:
+        _, upload = began(session, followed[: 6 * MIB])
+        assert upload._follower is not None and upload._follower._channel is not None
+        upload._follower._channel.close()
+        upload.write(memoryview(followed)[6 * MIB :])
+        assert upload.matches(hashlib.sha256(followed).hexdigest())
+        assert upload.commit() == "f"
+        assert session.checksum("f") == hashlib.sha256(followed).hexdigest()
+
+
+def test_a_rewound_file_is_not_followed(sshd: Sshd, followed: bytes) -> None:
+    other = payload(3 * MIB, 5)
+    with sftp(sshd).open() as session:
+        _, upload = began(session, followed)
+        assert upload.rewind(5 * MIB) == 5 * MIB
+        upload.write(memoryview(other))
+        assert upload.matches(hashlib.sha256(followed[: 5 * MIB] + other).hexdigest())
+        upload.abort()
 
 
 def test_reading_stops_when_nobody_wants_more(sshd: Sshd) -> None:

@@ -12,10 +12,10 @@ from flows.transfer.job import TransferJob
 from flows.transfer.story import run_here
 from tests.contract import conftest as _registers_all  # noqa: F401
 from tests.contract.data import payload
-from tests.contract.places import PLACES, Place
+from tests.contract.places import PLACES, READ_ONLY, Place
 
 MIB = 1 << 20
-RING = sorted(PLACES.keys() - {"local-cached"})
+RING = sorted(PLACES.keys() - {"local-cached", *READ_ONLY})
 FILES = {
     "DCIM/clip one.mp4": payload(20 * MIB + 5, 1), "DCIM/100/a.jpg": payload(7000, 2), "DCIM/100/empty": b"",
     "telemetry/ümläut.csv": payload(300_000, 3), **{f"many/{n:03}.jpg": payload(n * 31, n) for n in range(40)},

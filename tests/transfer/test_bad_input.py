@@ -16,6 +16,7 @@ import pytest
 from blocks.errors import ConfigError, Kind, NotFound
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger, State
+from flows.transfer.progress import Nobody
 from flows.transfer.run import TransferRun
 from tests.transfer.conftest import Bench, Cli, summary_of
 
@@ -226,13 +227,11 @@ def test_a_file_where_a_folder_should_go(bench: Bench) -> None:
     assert rows()["a/b"]["kind"] == Kind.CONFLICT
 
 
-class Meddler:
+class Meddler(Nobody):
     """A watcher that does something to the card just before a shipment is moved."""
 
     def __init__(self, act: Any):
         self.act = act
-
-    def tick(self, meter: object) -> None: ...
 
     def shipment(self, event: str, shipment: object, receipt: object = None) -> None:
         if event == "started":

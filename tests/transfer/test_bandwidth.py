@@ -24,11 +24,10 @@ from blocks.storage import RcloneStorage, RsyncStorage
 from flows.ledger import Ledger
 from flows.ledger.models import Berth
 from flows.ledger.wishes import Wish
-from flows.transfer import senders
 from flows.transfer.bandwidth import DAYS, Limit, Timetable, Window, changes_at, limit_at, rate
 from flows.transfer.job import load_job
 from flows.transfer.run import TransferRun
-from flows.transfer.story import carry_out, deliver_shipment
+from flows.transfer.story import carry_out, here
 from flows.transfer.throttle import BURST_S, COUNT_S, LOOK_S, Bucket, Throttle
 from tests.faults.breaking import BreakingStorage
 from tests.servers.sshd import Sshd
@@ -493,7 +492,7 @@ def test_without_limits_nobody_waits(bench: Bench, clock: Clock) -> None:
     job = bench.job()
     with Ledger.open() as ledger, TransferRun(job, ledger) as run:
         assert run.throttle is None
-        assert carry_out(run, senders.Here(run, deliver_shipment))["delivered"] == 1
+        assert carry_out(run, here(run))["delivered"] == 1
     assert bench.run(name="other", bandwidth={"up": "off"})["adopted"] == 1
     assert clock.now == 1000
 
@@ -511,7 +510,7 @@ def test_a_wish_is_heard_while_a_file_waits(bench: Bench, clock: Clock, wish: Wi
             clock.at = {}
 
         clock.at = {1020.5: want}
-        summary = carry_out(run, senders.Here(run, deliver_shipment))
+        summary = carry_out(run, here(run))
     assert summary["delivered"] == 0
     assert 1020 <= clock.now <= 1022
     assert to.cable.written <= 21 * MIB
@@ -529,7 +528,7 @@ def test_a_run_that_is_stopped_does_not_wait(bench: Bench, clock: Clock) -> None
     with Ledger.open() as ledger, TransferRun(job, ledger) as run:
         clock.at = {1005.0: run.stop.set}
         with pytest.raises(Cancelled):
-            carry_out(run, senders.Here(run, deliver_shipment))
+            carry_out(run, here(run))
     assert clock.now <= 1007
 
 

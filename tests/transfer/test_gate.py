@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy import insert
 
-from blocks.errors import ConfigError, Kind
+from blocks.errors import Cancelled, ConfigError, Kind
 from blocks.storage import LocalStorage
 from blocks.storage.base import Features, FileInfo
 from blocks.storage.pool import SessionPool
@@ -31,8 +31,9 @@ from flows.transfer.gate_settings import GateSettings
 from flows.transfer.job import Target, TransferJob
 from flows.transfer.rules import Finding, Tier
 from flows.transfer.run import TransferRun
-from flows.transfer.story import shipments
+from flows.transfer.story import carry_out, here, shipments
 from tests.contract.data import BYTES, HOSTILE
+from tests.faults.breaking import BreakingStorage
 from tests.test_names import ANYTHING
 from tests.transfer.conftest import Bench, Cli, summary_of
 
@@ -348,6 +349,56 @@ def test_a_file_in_the_queue_is_stopped_when_its_override_is_revoked(bench: Benc
     assert (summary["blocked"], summary["delivered"], bench.files()) == (1, 0, {})
     assert (state_of("CON.mp4"), found("CON.mp4")[0].override) == (State.BLOCKED, None)
     assert "'CON.mp4' is a reserved name" in row_of("CON.mp4")["message"]
+
+
+def run_and_revoke(bench: Bench, at: int, **settings: Any) -> dict[str, Any]:
+    """A run, in the middle of which its override is taken back; it asks for overrides as it does once a second."""
+    to = BreakingStorage.at(bench.archive)
+    job = bench.job(gate={"reserved": "hard"}, destinations=[to], **settings)
+    granted = allow(job, "reserved", "**")
+    with Ledger.open() as ledger, TransferRun(job, ledger) as run:
+
+        def revoke() -> None:
+            ledger.revoke(granted.id, who="bob", why="it is not")
+            run.ask()
+
+        to.cable.at = {at: revoke}
+        return carry_out(run, here(run))
+
+
+def test_what_is_not_delivered_yet_is_stopped_when_an_override_is_revoked(bench: Bench) -> None:
+    names = {f"CON.{n}.mp4" for n in range(8)}
+    for name in names:
+        bench.put(name, b"ten bytes.")
+    summary = run_and_revoke(bench, 25, shipping={"max_files": 2, "at_once": 1})
+    delivered = set(bench.files())
+    assert (summary["delivered"], summary["blocked"], summary["failed"], len(delivered)) == (2, 6, 0, 2)
+    for name in names - delivered:
+        assert (state_of(name), found(name)[0].override) == (State.BLOCKED, None)
+        assert "is a reserved name" in row_of(name)["message"]
+    assert {state_of(name) for name in delivered} == {State.VERIFIED}, "what was delivered before stays"
+
+
+def test_a_large_file_is_stopped_in_its_middle_when_an_override_is_revoked(bench: Bench) -> None:
+    bench.put("CON.mp4", bytes(60 << 20))
+    summary = run_and_revoke(bench, 35 << 20)
+    assert (summary["delivered"], summary["blocked"], bench.files()) == (0, 1, {})
+    assert (state_of("CON.mp4"), found("CON.mp4")[0].override) == (State.BLOCKED, None)
+    allow("job", "reserved", "**")
+    assert bench.run(gate={"reserved": "hard"})["delivered"] == 1
+
+
+def test_what_was_kept_of_a_file_goes_when_a_rule_stops_it(bench: Bench) -> None:
+    bench.put("CON.mp4", bytes(60 << 20))
+    to = BreakingStorage.at(bench.archive)
+    with Ledger.open() as ledger, TransferRun(bench.job(destinations=[to]), ledger) as run:
+        to.cable.at = {35 << 20: run.stop.set}
+        with pytest.raises(Cancelled):
+            carry_out(run, here(run))
+    assert len(bench.files()) == 1, "kept for a resume"
+    summary = bench.run(destinations=[to], gate={"reserved": "hard"})
+    assert (summary["blocked"], bench.files()) == (1, {})
+    assert bench.run(destinations=[to])["delivered"] == 1
 
 
 def test_a_file_in_the_queue_is_stopped_by_a_rule_that_is_new(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from flows.ledger.models import Berth
 from flows.transfer import senders
 from flows.transfer.reservations import PROCESSING, Reservations, disk_of, free_at, needed, place_of
 from flows.transfer.run import TransferRun
-from flows.transfer.story import carry_out, deliver_shipment
+from flows.transfer.story import carry_out, deliver_shipment, here
 from tests.faults.breaking import BreakingStorage, broken
 from tests.ledger.crowd import at_once, killed
 from tests.servers.sshd import Sshd
@@ -175,7 +175,7 @@ def test_one_statement_a_shipment_and_nothing_is_left(bench: Bench, monkeypatch:
     for n in range(300):
         bench.put(f"s{n:03}", content(1000, n))
     with Ledger.open() as ledger, TransferRun(bench.job(shipping={"max_files": 100, "at_once": 1}), ledger) as run:
-        assert carry_out(run, senders.Here(run, deliver_shipment))["delivered"] == 300
+        assert carry_out(run, here(run))["delivered"] == 300
         assert calls == [110_000] * 3, "each is done with when the next one asks"
         run.room.tell()
         assert reserved(ledger) == [0]
@@ -264,7 +264,7 @@ def test_what_a_killed_run_had_reserved_is_free_at_once(bench: Bench, small_disk
         with TransferRun(job, ledger) as run:
             killed(ledger, dead)  # after the run has begun, which looks for the dead
             bench.put("a", content(20 * MIB))
-            assert carry_out(run, senders.Here(run, deliver_shipment))["delivered"] == 1
+            assert carry_out(run, here(run))["delivered"] == 1
 
 
 def test_what_is_written_is_given_back_while_a_file_is_on_its_way(bench: Bench, small_disk: Path) -> None:
@@ -278,7 +278,7 @@ def test_what_is_written_is_given_back_while_a_file_is_on_its_way(bench: Bench, 
             seen.extend(reserved(ledger))
 
         to.cable.at = {16 * MIB: look}
-        assert carry_out(run, senders.Here(run, deliver_shipment))["delivered"] == 1
+        assert carry_out(run, here(run))["delivered"] == 1
     assert len(seen) == 1 and 17 * MIB <= seen[0] <= 23 * MIB
 
 
@@ -297,6 +297,24 @@ def test_reservations_of_a_run_add_up(tmp_path: Path) -> None:
         assert reserved(ledger) == [39]
         room.tell()
         assert reserved(ledger) == [39]
+
+
+def test_what_another_writes_while_we_look_at_the_disk_counts() -> None:
+    """Free space is seen, then another run writes 60 of its 70 and gives them back: nothing of that may be ours as well."""
+    with Ledger.open() as ledger:
+        other = ledger.begin_run("other", flight=None, device=None)
+        assert ledger.reserve(other, "disk", 70, 100).granted
+        asked: list[int] = []
+
+        def free() -> int:
+            asked.append(100 if not asked else 40)
+            if len(asked) == 1:
+                ledger.reserved(other, {"disk": 10})
+            return asked[-1]
+
+        room = Reservations(ledger, ledger.begin_run("job", flight=None, device=None))
+        assert room.take("disk", [20, 40, 10], free)[1] == [None, 10, None]
+        assert sorted(reserved(ledger)) == [10, 30]
 
 
 # -- the spool --------------------------------------------------------------------------------------------------------

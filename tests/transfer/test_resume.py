@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,12 @@ def test_a_run_that_is_stopped_and_the_next(bench: Bench, content: bytes, far: b
     bench.put("clip.mp4", content)
     source, to = BreakingStorage.at(bench.card, far=far), BreakingStorage.at(bench.archive)
     job = bench.job(source=source, destinations=[to])
-    from flows.transfer.story import carry_out, deliver_shipment
+    from flows.transfer.story import carry_out, here
 
     with Ledger.open() as ledger, TransferRun(job, ledger) as run:
         to.cable.at = {50 * MIB: run.stop.set}
         with pytest.raises(Cancelled):
-            carry_out(run, senders.Here(run, deliver_shipment))
+            carry_out(run, here(run))
     assert bench.files().keys() != {"clip.mp4"}
     first = to.cable.written
     assert bench.run(source=source, destinations=[to])["delivered"] == 1
@@ -94,6 +95,7 @@ def test_a_run_that_is_stopped_before_it_begins_the_file_again(bench: Bench, con
     to = BreakingStorage.at(bench.archive)
     job = bench.job(destinations=[to])
     from flows.transfer.story import carry_out, deliver_shipment
+    from flows.transfer.story import parts as parts_of
 
     parts = []
     for turn in range(3):
@@ -106,7 +108,10 @@ def test_a_run_that_is_stopped_before_it_begins_the_file_again(bench: Bench, con
             if not turn:
                 to.cable.at = {50 * MIB: run.stop.set}
             with pytest.raises(Cancelled):
-                carry_out(run, senders.Here(run, stopped if turn else deliver_shipment))
+                carry_out(
+                    run,
+                    senders.Here(run, parts_of(run), {senders.Phase.DELIVER: stopped if turn else deliver_shipment}),
+                )
         parts.append([p.stat().st_size for p in bench.archive.iterdir()])
     assert parts[0] == parts[1] == parts[2]
     first = to.cable.written
@@ -146,6 +151,21 @@ def test_a_source_that_changed_meanwhile_begins_anew(bench: Bench, content: byte
     bench.run(destinations=[to])
     assert bench.run(destinations=[to])["delivered"] == 1
     assert bench.files() == {"clip.mp4": other}
+
+
+def test_what_was_put_off_while_the_clock_was_years_ahead_is_not_put_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose clock was set in the meantime."""
+    bench.put("clip.mp4")
+    to = BreakingStorage.at(bench.archive)
+    to.cable.at = dict.fromkeys([1, 5, 9, 13], broken)  # each time it is tried
+    with monkeypatch.context() as wrong:
+        real = time.time_ns
+        wrong.setattr(time, "time_ns", lambda: real() + 10 * 365 * 86_400 * 10**9)
+        assert bench.run(destinations=[to])["deferred"] == 1
+    to.cable.at = {}
+    assert bench.run(destinations=[to])["delivered"] == 1
 
 
 def test_two_destinations_of_which_one_breaks(bench: Bench, content: bytes, tmp_path: Path) -> None:

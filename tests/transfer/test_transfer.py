@@ -15,6 +15,7 @@ from flows.ledger import Ledger, State
 from flows.ledger.store import NewFile
 from flows.ledger.wishes import Wish
 from flows.transfer.job import Settle, Shipping
+from flows.transfer.progress import Nobody
 from flows.transfer.story import run_here
 from tests.transfer.conftest import Bench, sha256
 
@@ -285,9 +286,7 @@ def test_memory_of_a_watcher_is_not_needed(bench: Bench) -> None:
     bench.put("a", b"1")
     seen: list[str] = []
 
-    class Watcher:
-        def tick(self, meter: object) -> None: ...
-
+    class Watcher(Nobody):
         def shipment(self, event: str, shipment: object, receipt: object = None) -> None:
             seen.append(event)
 

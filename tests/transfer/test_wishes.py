@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from blocks.errors import Kind
+from blocks.storage import LocalStorage
+from blocks.storage.local import LocalSession
 from flows.ledger import Ledger, State
 from flows.ledger.wishes import Priority, Wish
-from flows.transfer import senders
 from flows.transfer.run import TransferRun
-from flows.transfer.story import carry_out, deliver_shipment, shipments
+from flows.transfer.story import carry_out, here, shipments
 from tests.faults.breaking import BreakingStorage
 from tests.transfer.conftest import Bench, Cli
 
@@ -41,7 +42,7 @@ def run_and_ask(bench: Bench, to: BreakingStorage, wish: Wish, at: int = 35 * MI
             run.ask()
 
         to.cable.at = {at: want}
-        return carry_out(run, senders.Here(run, deliver_shipment))
+        return carry_out(run, here(run))
 
 
 def rows() -> list[tuple[State, Kind | None]]:
@@ -100,7 +101,7 @@ def test_the_other_destination_goes_on(bench: Bench, content: bytes, tmp_path: P
             run.ask()
 
         two.cable.at = {20 * MIB: want}
-        summary = carry_out(run, senders.Here(run, deliver_shipment))
+        summary = carry_out(run, here(run))
     assert summary["delivered"] == 1
     assert bench.files() == {}
     assert bench.files(tmp_path / "second") == {"clip.mp4": content}
@@ -137,7 +138,7 @@ def test_a_job_that_is_paused_under_way(bench: Bench) -> None:
             run.ask()
 
         to.cable.at = {12 * MIB: want}
-        summary = carry_out(run, senders.Here(run, deliver_shipment))
+        summary = carry_out(run, here(run))
     assert summary["problems"] and 0 < summary["delivered"] < 40
     assert len(bench.files()) == summary["delivered"]
     with Ledger.open() as ledger:
@@ -231,7 +232,7 @@ def test_two_versions_of_one_path_are_not_taken_for_each_other(bench: Bench) -> 
     bench.run()
     with Ledger.open() as ledger:
         first, second = ledger.files()
-    assert first["state"] == State.CANCELLED and first["kind"] == Kind.SOURCE_CHANGED
+    assert first["state"] == State.VERIFIED  # its source is another version now; what was delivered of it is there
     assert (second["state"], second["size"]) == (State.VERIFIED, len(b"the second take"))
     assert sorted(bench.files().values()) == [b"first take", b"the second take"]
 
@@ -243,3 +244,43 @@ def test_what_is_delivered_is_not_sent_again_unless_it_is_named(bench: Bench, on
     assert rows() == [(State.VERIFIED, None)]
     assert onblock("transfers", "retry", "--job", "job", "--state", "VERIFIED").returncode == 0
     assert rows() == [(State.QUEUED, None)]
+
+
+class Vanishing(LocalStorage):
+    """A file is there when it is listed, and gone when it is to be read."""
+
+    _block_type_slug = "vanishing-storage"
+
+    def open(self) -> LocalSession:
+        return VanishingSession(self.root)
+
+
+class VanishingSession(LocalSession):
+    def read(self, path: str, offset: int = 0) -> Any:
+        Path(self.root, path).unlink(missing_ok=True)
+        return super().read(path, offset)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_is_delivered_stays_so_when_its_source_is_gone(bench: Bench, listed: bool) -> None:
+    """It was asked for again by name; that nothing can be sent takes nothing from what was proven."""
+    full = bench.put("DCIM/a", b"take one")
+    bench.put("DCIM/b", b"take two")
+    bench.run()
+    with Ledger.open() as ledger:
+        before = next(r for r in ledger.files() if r["path"] == "DCIM/a")
+        ledger.grant(Wish.RETRY, ledger.choose([before["id"]]), who="me")
+    if listed:
+        summary = bench.run(source=Vanishing(root=str(bench.card)))
+    else:
+        full.unlink()
+        summary = bench.run()
+    assert summary["failed"] == 1
+    with Ledger.open() as ledger:
+        after = next(r for r in ledger.files() if r["path"] == "DCIM/a")
+    same = ("state", "sha256", "dest_path", "done_at", "verified_by", "verify_passes", "proven_at")
+    assert {k: after[k] for k in same} == {k: before[k] for k in same}
+    assert (after["kind"], "what was delivered before stays" in after["message"]) == (None, True)
+    bench.check_manifest()
+    again = bench.run()
+    assert (again["failed"], again["duplicates"]) == (0, 1)

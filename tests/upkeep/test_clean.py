@@ -88,6 +88,18 @@ def test_a_backup_is_never_over_another(yard: Yard) -> None:
     assert yard.rows("journal") == ["delivered/a~3.mp4"]
 
 
+@pytest.mark.parametrize(("path", "cleaned"), [("clip.mp4", 1), ("clip~2.mp4", 0)])
+def test_what_was_numbered_is_judged_by_the_name_it_had(yard: Yard, path: str, cleaned: int) -> None:
+    """A rule that knows no ~2 has let the file pass under its own name; what has ~2 at the source is judged with it."""
+    yard.archive.mkdir(exist_ok=True)
+    (yard.archive / "clip.mp4").write_bytes(b"somebody's")
+    yard.put(path, b"take one")
+    yard.proven()
+    assert set(yard.files()) == {"clip.mp4", "clip~2.mp4"}
+    summary = yard.clean(gate={"own": [{"name": "plain", "must": "^[a-z]+[.]mp4$"}]})
+    assert (summary["cleaned"], summary["kept"]) == (cleaned, 1 - cleaned)
+
+
 def test_what_describes_others_stays(yard: Yard) -> None:
     for name in ("a.mp4", "DCIM/metadata.json", "card.md5", "mine.txt"):
         yard.put(name)

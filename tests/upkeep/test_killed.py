@@ -15,6 +15,7 @@ import pytest
 from blocks.storage import LocalStorage
 from flows.ledger import Ledger
 from flows.upkeep.clean import clean
+from flows.upkeep.retention import retain
 from flows.upkeep.scrub import scrub
 from tests.upkeep.conftest import Yard
 from tests.upkeep.test_by_mistake import WatchedStorage
@@ -151,6 +152,63 @@ def test_killed_and_then_another_card(yard: Yard, cleanup: dict[str, Any]) -> No
     away.rename(yard.card)
     yard.clean()
     whole(yard)
+
+
+@pytest.mark.parametrize("cleanup", [{"action": "delete"}, BACKUP], ids=["delete", "backup"])
+def test_what_lies_aside_on_the_right_card_is_found_after_another(yard: Yard, cleanup: dict[str, Any]) -> None:
+    """Killed with a file put aside, then a cleanup with another card, twice, then the right one again."""
+    yard.keys["cleanup"] = cleanup
+    yard.put("DCIM/a", b"take one")
+    yard.proven()
+
+    def hook(step: str, path: str) -> None:
+        if yard.on_card() and "DCIM/a" not in yard.on_card():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    job = yard.job(source=WatchedStorage.at(yard.card, hook), destinations=[WatchedStorage.at(yard.archive, hook)])
+    assert code_of(in_a_process(lambda: clean(job))) == -signal.SIGKILL
+    aside = yard.on_card()
+    assert len(aside) == 1 and aside != {"DCIM/a"}
+    away = yard.folder / "away"
+    yard.card.rename(away)
+    yard.card.mkdir()
+    assert sum(yard.clean()["waiting"].values()) == 1
+    assert (yard.clean()["waiting"], yard.states()) == ({}, ["VERIFIED"]), "said once"
+    yard.card.rmdir()
+    away.rename(yard.card)
+    off = yard.clean(cleanup={**cleanup, "action": "off"})  # settles what was left, and does nothing else
+    if cleanup is BACKUP:
+        assert (off["cleaned"], yard.on_card()) == (1, {"old/DCIM/a"})
+        assert yard.rows("state", "journal") == [("CLEANED", "old/DCIM/a")]
+    else:
+        assert (off["cleaned"], yard.on_card(), yard.states()) == (0, {"DCIM/a"}, ["VERIFIED"])
+        assert yard.clean()["cleaned"] == 1
+        assert yard.on_card() == set()
+    assert yard.files() == {"DCIM/a": b"take one"}
+
+
+def test_nobody_looks_for_ever_for_what_was_deleted_before_the_kill(yard: Yard) -> None:
+    """Nobody saw it go: each cleanup looks for it, until somebody says that it is gone."""
+    yard.put("DCIM/a", b"take one")
+    yard.put("DCIM/b", b"take two")
+    yard.proven()
+
+    def hook(step: str, path: str) -> None:
+        if step == "delete":
+            (yard.card / path).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    job = yard.job(source=WatchedStorage.at(yard.card, hook))
+    assert code_of(in_a_process(lambda: clean(job))) == -signal.SIGKILL
+    assert len(yard.on_card()) == 1
+    summary = yard.clean()
+    assert (summary["cleaned"], sum(summary["waiting"].values())) == (1, 1)
+    assert sorted(yard.rows("state", "journal"), key=str) == [("CLEANED", None), ("VERIFIED", "?")]
+    limits = {"retention": {"backup": {"max_age": "30 d"}}, "cleanup": BACKUP}
+    assert retain(yard.job(**limits), dry=True, forget=True)["forgotten"] == 1
+    assert retain(yard.job(**limits), forget=True)["forgotten"] == 1
+    assert sorted(yard.rows("state", "journal"), key=str) == [("CLEANED", None), ("VERIFIED", None)]
+    assert retain(yard.job(**limits), forget=True)["forgotten"] == 0
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

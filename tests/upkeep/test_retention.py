@@ -112,6 +112,26 @@ def test_another_card_is_in(backed_up: Yard) -> None:
     assert backed_up.on_card() == set()
 
 
+def test_backups_that_somebody_removed_are_forgotten_when_he_says_so(backed_up: Yard, onblock: Cli) -> None:
+    job = backed_up.yaml(**backed_up.keys)
+    old, away = backed_up.card / "old", backed_up.folder / "away"
+    backed_up.card.rename(away)
+    backed_up.card.mkdir()
+    done = onblock("retention", job, "--forget-missing")
+    assert (done.returncode, "so is the whole backup folder" in done.stderr) == (2, True), done
+    backed_up.card.rmdir()
+    away.rename(backed_up.card)
+    (old / "DCIM/a").unlink()
+    (old / "DCIM/b").unlink()
+    assert retain(backed_up.job())["backups"] == 3, "not by itself"
+    done = onblock("retention", job, "--forget-missing", "--dry-run", "--json")
+    assert (json.loads(done.stdout)["forgotten"], backed_up.rows("journal").count(None)) == (2, 0)
+    done = onblock("retention", job, "--forget-missing")
+    assert (done.returncode, "2 missing at the source forgotten" in done.stdout) == (0, True), done
+    assert retain(backed_up.job())["backups"] == 1
+    assert backed_up.rows("state", "journal") == [("CLEANED", None), ("CLEANED", None), ("CLEANED", "old/DCIM/c")]
+
+
 @pytest.mark.parametrize("step", ["checksum", "delete"])
 def test_a_card_that_is_pulled_out_meanwhile(backed_up: Yard, step: str) -> None:
     backed_up.later(31 * 24)

@@ -35,6 +35,10 @@ BAD = [
     ({"cleanup": {"action": "delete", "keep": ["re:("]}}, "bad regular expression"),
     ({"cleanup": {"schedule": {"cron": "x"}}}, "cron"),
     ({"retention": {"backup": {"max_age": "1 d"}}}, "name a `cleanup.backup_folder`"),
+    ({"retention": {}}, "says nothing"),
+    ({"retention": {"delivered": {}}}, "says nothing"),
+    ({"retention": {"delivered": {"max_files": -1}}}, "max_files"),
+    ({"retention": {"delivered": {"max_age": "1 d"}}, "verify": "exists"}, "retention would delete unverified files"),
     ({"retention": {"backup": {}}, "cleanup": {"backup_folder": "x"}}, "says nothing"),
     (
         {"retention": {"backup": {"max_age": "1 d"}}, "cleanup": {"backup_folder": "x"}, "verify": "size"},
@@ -79,7 +83,8 @@ TABLE: list[tuple[dict[str, Any], str | None]] = [
     ({"dest_path": ""}, "without a checksum"),
     ({"manifest": None}, "without a manifest"),
     *(({"state": s}, f"is {s}, not VERIFIED") for s in State
-      if s not in (State.VERIFIED, State.CLEANED, State.CLEANUP_ELIGIBLE)),
+      if s not in (State.VERIFIED, State.CLEANED, State.CLEANUP_ELIGIBLE, State.RETIRED)),
+    ({"state": State.RETIRED}, "removed at its destination"),
     ({"state": State.CLEANED}, "cleaned up before"),
     ({"state": State.CLEANUP_ELIGIBLE}, "another cleanup"),
 ]  # fmt: skip
@@ -161,10 +166,11 @@ def test_a_claim_is_for_one(ledger: Ledger) -> None:
     mine = ledger.claim_cleanup(run, routes, ids, **rules)
     assert len(mine) == 2
     assert ledger.claim_cleanup(other, routes, ids, **rules) == []
-    assert ledger.take_over_cleanups(other, routes) == [], "its cleanup is alive"
+    assert ledger.take_over_cleanups(other, routes) == ([], []), "its cleanup is alive"
     assert ledger.holds_cleanup(run, mine)
     ledger.end_run(run, {})
-    theirs = ledger.take_over_cleanups(other, routes)
+    theirs, missed = ledger.take_over_cleanups(other, routes)
+    assert missed == []
     assert [p.attempt for p in theirs] == [p.attempt + 1 for p in mine]
     assert not ledger.holds_cleanup(run, mine)
     assert ledger.cleaned(run, mine) == set(), "a late one can change nothing"

@@ -1,0 +1,1 @@
+"""What moves into onblock from elsewhere: so far, workspaces of FileFlow."""
