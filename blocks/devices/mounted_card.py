@@ -143,6 +143,9 @@ class MountedCard(Device):
             raise ValueError("give one of `mount`, `label` and `uuid`")
         return self
 
+    def is_the_same_everywhere(self) -> bool:
+        return False
+
     def place(self) -> str:
         if self.mount:
             return f"local:{self.mount}/{self.folder}".rstrip("/")

@@ -271,6 +271,10 @@ class Storage(Block, ABC):
     def place(self) -> str:
         """Where this is, in one line without secrets: for people, and as the destination's identity in the ledger."""
 
+    def is_the_same_everywhere(self) -> bool:
+        """Whether this leads to the same place from every machine."""
+        return True
+
 
 def aligned_buffer(size: int) -> mmap.mmap:
     """A page-aligned buffer of `size` bytes, as unbuffered disk access wants it."""

@@ -118,6 +118,11 @@ class LocalStorage(Storage):
         default=False,
         description="Refuse to work unless the folder lies on a file system mounted at it or above it other than '/'.",
     )
+    shared: bool = Field(
+        default=False,
+        description="The folder is the same one on every machine with a worker, as a share of a NAS is: then workers on "
+        "several machines may move files of one job side by side.",
+    )
     direct_io: bool = Field(
         default=True, description="Write and verify large files past the page cache where the file system allows it."
     )
@@ -134,6 +139,9 @@ class LocalStorage(Storage):
 
     def place(self) -> str:
         return f"local:{self.root}"
+
+    def is_the_same_everywhere(self) -> bool:
+        return self.shared
 
     def open(self) -> LocalSession:
         root = Path(self.root)

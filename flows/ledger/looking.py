@@ -13,6 +13,7 @@ from blocks.storage.base import FileInfo
 from flows.ledger.connections import Connections, pages
 from flows.ledger.models import File, Route
 from flows.ledger.rows import LONGEST_WAIT_MS, MADE
+from flows.ledger.runs import crew
 from flows.ledger.states import ACTIVE, State
 
 PAGE = 1000
@@ -110,7 +111,7 @@ class Looking(Connections):
             return c.execute(
                 select(func.min(File.next_attempt_at)).where(
                     File.route_id.in_(route_ids), File.state == State.QUEUED, File.etag != MADE,
-                    or_(File.next_attempt_at > now, File.run_id == run_id),
+                    or_(File.next_attempt_at > now, File.run_id.in_(crew(run_id))),
                     File.next_attempt_at <= now + LONGEST_WAIT_MS,
                 )
             ).scalar()  # fmt: skip

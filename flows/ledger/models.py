@@ -66,13 +66,16 @@ class Run(Base):
     delivered: Mapped[int | None] = mapped_column(BigInteger)  # files
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     well: Mapped[bool | None] = mapped_column(Boolean)  # nothing failed
+    leader_id: Mapped[str | None] = mapped_column(String(36))  # the run that this one helps
 
     _told = text("well IS NOT NULL")
+    _helps = text("leader_id IS NOT NULL")
     __table_args__ = (
         Index(
             "ix_runs_told", "ended_at", "job", "device", "well", "delivered", "bytes",
             sqlite_where=_told, postgresql_where=_told,
         ),
+        Index("ix_runs_leader_id", "leader_id", sqlite_where=_helps, postgresql_where=_helps),
     )  # fmt: skip
 
 
@@ -99,6 +102,21 @@ class Berth(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     place: Mapped[str] = mapped_column(Text, primary_key=True)
     reserved: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Offer(Base):
+    """A shipment that a run has planned, and that the runs which help it may take. It goes when its leader has counted
+    what became of its files, or has ended."""
+
+    __tablename__ = "offers"
+    __table_args__ = (Index("ix_offers_leader_id", "leader_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    leader_id: Mapped[str] = mapped_column(String(36))
+    files: Mapped[str] = mapped_column(Text)  # JSON: ids of rows
+    large: Mapped[bool] = mapped_column(Boolean)
+    taker_id: Mapped[str | None] = mapped_column(String(36))  # the run that moves them
+    done: Mapped[bool] = mapped_column(Boolean, default=False)  # it has moved them, or written down why not
 
 
 class Hold(Base):

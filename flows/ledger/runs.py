@@ -10,10 +10,10 @@ import json
 import uuid
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, insert, select, update
+from sqlalchemy import Connection, Select, and_, delete, insert, or_, select, update
 
 from flows.ledger.connections import Connections, now_ms, pages
-from flows.ledger.models import File, Run
+from flows.ledger.models import File, Offer, Run
 from flows.ledger.states import ACTIVE, State, check_moves
 from flows.ledger.wishes import fulfil
 from flows.ledger.worker import is_alive, is_of_an_earlier_boot, this_worker
@@ -42,15 +42,18 @@ class Recovered(NamedTuple):
 class Runs(Connections):
     """The runs of a ledger."""
 
-    def begin_run(self, job: str, *, flight: str | None, device: str | None, flow_run_id: str | None = None) -> str:
-        """Enter a run; its id."""
+    def begin_run(
+        self, job: str, *, flight: str | None, device: str | None, flow_run_id: str | None = None,
+        leader: str | None = None,
+    ) -> str:  # fmt: skip
+        """Enter a run; its id. `leader` is the run that it helps."""
         run_id = str(uuid.uuid4())
         with self._write() as c:
             now = self._now(c)
             c.execute(
                 insert(Run).values(
                     id=run_id, job=job, flight=flight, device=device, worker=this_worker(), flow_run_id=flow_run_id,
-                    started_at=now, heartbeat_at=now,
+                    started_at=now, heartbeat_at=now, leader_id=leader,
                 )
             )  # fmt: skip
         _at_work.add(run_id)
@@ -129,6 +132,7 @@ class Runs(Connections):
 
     def _release(self, c: Connection, run_ids: list[str]) -> int:
         check_moves((s, State.QUEUED) for s in ACTIVE)
+        c.execute(delete(Offer).where(Offer.leader_id.in_(run_ids)))
         held = and_(File.run_id.in_(run_ids), File.state.in_(ACTIVE))
         self._lock(c, held)
         freed = list(c.execute(
@@ -140,9 +144,14 @@ class Runs(Connections):
         return len(freed)
 
 
+def crew(run_id: str) -> Select[Any]:
+    """A query for the ids of a run and of those that help it, or have helped it."""
+    return select(Run.id).where(or_(Run.id == run_id, Run.leader_id == run_id))
+
+
 def _counted(summary: dict[str, Any]) -> dict[str, Any]:
-    """The columns for what is counted of a run: of a transfer, which alone names its destinations."""
-    if "destinations" not in summary:
+    """The columns for what is counted of a run: of a transfer, which alone names its destinations, and helps no other."""
+    if "destinations" not in summary or summary.get("leader"):  # whose leader counts what it has moved
         return {}
     return {
         "delivered": summary["delivered"], "bytes": summary["bytes"],

@@ -48,13 +48,14 @@ from flows.ledger.database import HOW_TO_NAME_IT, make_engine
 from flows.ledger.looking import Looking
 from flows.ledger.manifests import Manifests
 from flows.ledger.models import File, Identity, Manifest, Product, Route, Run
+from flows.ledger.offers import Offers
 from flows.ledger.overrides import Overrides
 from flows.ledger.patience import PATIENCE_S, once_more
 from flows.ledger.products import BY_PRODUCTS, Products
 from flows.ledger.proofs import Proofs
 from flows.ledger.retiring import Retiring
 from flows.ledger.rows import COLUMNS, MADE, Claim, Entered, Judged, NewFile, Outcome, Row, message_of, row_of
-from flows.ledger.runs import HEARTBEAT_S, LEASE_MS
+from flows.ledger.runs import HEARTBEAT_S, LEASE_MS, crew
 from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
 from flows.ledger.wishes import CLEAR, Wish, Wishes, fulfil, with_products
 
@@ -133,7 +134,7 @@ def default_url() -> str:
 
 
 @once_more
-class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs, Products, Retiring):
+class Ledger(Manifests, Berths, Offers, Looking, Wishes, Overrides, Proofs, Products, Retiring):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):
@@ -284,7 +285,7 @@ class Ledger(Manifests, Berths, Looking, Wishes, Overrides, Proofs, Products, Re
                 select(*[getattr(gone, name) for name in Row._fields], newer_version)
                 .where(
                     gone.route_id == route_id, waiting, gone.etag != MADE,
-                    or_(gone.run_id.is_(None), and_(gone.run_id != run_id, gone.run_id.not_in(alive))),
+                    or_(gone.run_id.is_(None), and_(gone.run_id.not_in(crew(run_id)), gone.run_id.not_in(alive))),
                 ).limit(1000)
             )  # fmt: skip
             if not found:

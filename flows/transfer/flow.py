@@ -19,6 +19,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from blocks.errors import ConfigError, OnblockError
 from flows.ledger import Ledger
 from flows.ledger.store import LEASE_MS, now_ms
+from flows.transfer.crew import Crew, lend_a_hand
+from flows.transfer.hired import Hired
 from flows.transfer.job import TransferJob
 from flows.transfer.process import steps_key
 from flows.transfer.retry import RETRIED, TASK_JITTER, TASK_RETRY_DELAYS_S
@@ -63,13 +65,16 @@ TASKS = {phase: _task(act, phase) for phase, act in ACTS.items()}
 
 
 @flow(name="transfer", task_runner=ThreadPoolTaskRunner(max_workers=16), persist_result=False)  # pyright: ignore
-def transfer(job: TransferJob, flight: str | None = None, device: str | None = None) -> State:
+def transfer(
+    job: TransferJob, flight: str | None = None, device: str | None = None, leader: str | None = None
+) -> State:  # fmt: skip
     """Bring the files of a source, verified, to one or several destinations.
 
     Args:
         job: what to move, from where, to where.
         flight: the flight the files belong to, for `{flight}` in the job's path template.
         device: the device the files come from, if it is not the one named in the job.
+        leader: leave it empty; runs give it to runs that help them.
     """
     from flows.transfer.report import PrefectWatcher
 
@@ -79,10 +84,16 @@ def transfer(job: TransferJob, flight: str | None = None, device: str | None = N
         with (
             Ledger.open() as ledger,
             TransferRun(
-                job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id)
+                job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id), leader=leader
             ) as run,
         ):
-            summary = carry_out(run, ByPrefect(run, parts(run), TASKS))
+            sender = ByPrefect(run, parts(run), TASKS)
+            if leader is not None:
+                shipments = lend_a_hand(run, sender)
+                watcher.finish(run.meter)
+                return Completed(message=f"{shipments} shipments for the run {leader}, which tells what became of them")
+            with Hired(run) as hired:
+                summary = carry_out(run, Crew(run, sender, hired.another) if hired.may else sender)
             watcher.finish(run.meter)
             routes = [way.route_id for way in run.ways if way.route_id is not None]
             due = ledger.next_attempt(routes, run.id, now_ms())

@@ -90,6 +90,9 @@ class Shipping(Form):
     """Shipments of one run that are moved at the same time; with steps, that are fetched, and that are delivered."""
     processing_at_once: int = Field(default=2, ge=1, le=16)
     """With steps: shipments of one run that are processed at the same time."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """A run of a deployment that has more shipments than it moves itself has others help it: so many runs move them at
+    most, itself included, on whichever workers of the pool are free. Limits hold for all of them together."""
 
 
 RUN_TOKENS = {"flight", "device", "job"}

@@ -72,9 +72,9 @@ def _plan_way(
         for row in rows:
             row = queued.get(row.id, row)
             if row.state is not State.QUEUED:
-                _count(row.state, row.kind, receipt)
+                count(row.state, row.kind, receipt)
             elif judged[row.id].state is not State.QUEUED:
-                _count(judged[row.id].state, None, receipt)
+                count(judged[row.id].state, None, receipt)
             elif row.waits(now):
                 receipt.deferred += 1
             elif row.priority < 0 and not run.closing:
@@ -89,7 +89,7 @@ def _plan_way(
     fresh = run.gate.judge([page[n] for n in new], features)
     for passage in fresh:
         if passage.state is not State.QUEUED:
-            _count(passage.state, None, receipt)
+            count(passage.state, None, receipt)
     if run.dry or way.route_id is None:
         todo += [(p.file, Leg(number, 0, 0, p.dest_path)) for p in fresh if p.dest_path is not None]
         return todo
@@ -133,7 +133,7 @@ def _worth_another(row: Row, passage: Passage, on_conflict: OnConflict) -> bool:
     return row.state is State.FAILED and row.kind in CURABLE
 
 
-def _count(state: State, kind: Kind | None, receipt: Receipt) -> None:
+def count(state: State, kind: Kind | None, receipt: Receipt) -> None:
     """Count a row that is not moved now."""
     if state is State.BLOCKED:
         receipt.blocked += 1

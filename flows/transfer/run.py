@@ -47,9 +47,10 @@ class TransferRun:
 
     def __init__(
         self, job: TransferJob, ledger: Ledger, *, flight: str | None = None, device: str | None = None,
-        watcher: Watcher | None = None, flow_run_id: str | None = None, dry: bool = False,
+        watcher: Watcher | None = None, flow_run_id: str | None = None, leader: str | None = None, dry: bool = False,
     ):  # fmt: skip
         self.job, self.ledger, self.dry = job, ledger, dry
+        self.leader = leader  # the run that this one helps
         self.target = Target(job, flight, device)
         self.flight, self.device = flight, device or job.device
         self.watcher = watcher or Nobody()
@@ -88,7 +89,9 @@ class TransferRun:
             self._began = time.monotonic()
             return self
         clear_dead()
-        self.id = self.ledger.begin_run(job.name, flight=self.flight, device=self.device, flow_run_id=self._flow_run_id)
+        self.id = self.ledger.begin_run(
+            job.name, flight=self.flight, device=self.device, flow_run_id=self._flow_run_id, leader=self.leader
+        )
         self.spool = Spool(self.id)
         self.recovered = self.ledger.recover()
         if self.recovered:
@@ -207,7 +210,7 @@ class TransferRun:
         if self._heart is not None:
             self._heart.join()
         self.pool.close()
-        if isinstance(self.job.source, Device):
+        if isinstance(self.job.source, Device) and self.leader is None:  # which others may still read from
             try:
                 self.job.source.release()
             except OnblockError as error:
@@ -235,6 +238,7 @@ class TransferRun:
                 }
                 for d in self.job.destinations
             ],
+            **({"leader": self.leader} if self.leader else {}),
         }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from flows.transfer.locker import files_root
 from flows.transfer.progress import Receipt
@@ -67,6 +67,22 @@ def _unfinished(receipt: Receipt, kinds: list[str], again: bool) -> Unfinished:
     return Unfinished(receipt, kinds, again=again)
 
 
+class Carrier(Protocol):
+    """Somebody to whom shipments are given, one after the other: a sender, or a sender with a crew (`crew.py`)."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
+
+    def send(self, shipment: Shipment) -> object:
+        """Hand a shipment over. Raises what a shipment before it raised."""
+        ...
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Look at what is finished, all of it if `wait`. Raises what went wrong beyond single files."""
+        ...
+
+
 class Sender(ABC):
     """The frame of both. Use as a context manager. `parts` are done with each shipment in turn, each by threads of its
     own: of two, the first does not wait until the second is done with what came before."""
@@ -77,6 +93,7 @@ class Sender(ABC):
         at_once = {Phase.DELIVER: shipping.at_once}
         if run.job.two_phases:
             at_once |= {Phase.FETCH: shipping.at_once, Phase.PROCESS: shipping.processing_at_once}
+        self._soon = sum(at_once.values())
         self._slots = {phase: threading.Semaphore(n) for phase, n in at_once.items()}
         ahead = AHEAD if len(parts) > 1 else 0
         self._free = threading.Semaphore(shipping.at_once + ahead)
@@ -85,16 +102,23 @@ class Sender(ABC):
             self._threads.append(ThreadPoolExecutor(sum(at_once.values()) - shipping.at_once, "onblock-lane"))
         self._under_way: deque[Future[None]] = deque()
 
-    def send(self, shipment: Shipment) -> None:
-        """Hand a shipment over, once there is a place for it. Raises what a shipment before it raised."""
+    def send(self, shipment: Shipment, *, planned: bool = True) -> Future[None]:
+        """Hand a shipment over, once there is a place for it; what is done when it is. `planned`: just now, and is to be
+        told. Raises what a shipment before it raised."""
         self.collect()
         self._free.acquire()
-        self.run.meter.planned(len(shipment.items), shipment.bytes)
-        self.run.watcher.shipment("queued", shipment)
+        if planned:
+            self.run.meter.planned(len(shipment.items), shipment.bytes)
+            self.run.watcher.shipment("queued", shipment)
         whole: Future[None] = Future()
         whole.add_done_callback(lambda _: self._free.release())
         self._begin(0, shipment, whole, contextvars.copy_context())  # a task must know which flow run it belongs to
         self._under_way.append(whole)
+        return whole
+
+    def has_room(self) -> bool:
+        """Whether another shipment would be begun soon."""
+        return self.waiting() < self._soon
 
     def _begin(self, number: int, shipment: Shipment, whole: Future[None], context: contextvars.Context) -> None:
         def part() -> None:

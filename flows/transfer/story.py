@@ -28,12 +28,12 @@ from flows.transfer.progress import Receipt, Watcher
 from flows.transfer.retry import RETRIED
 from flows.transfer.run import TransferRun
 from flows.transfer.scan import scan
-from flows.transfer.senders import Do, Here, Part, Phase, Sender, Unfinished
+from flows.transfer.senders import Carrier, Do, Here, Part, Phase, Sender, Unfinished
 from flows.transfer.shipment import Item, Shipment, pack
 from flows.transfer.stored import clear_lockers, settle, stored, units
 
 
-def carry_out(run: TransferRun, sender: Sender) -> dict[str, Any]:
+def carry_out(run: TransferRun, sender: Carrier) -> dict[str, Any]:
     """All of a run, whoever carries the shipments; its summary."""
     with sender:
         for shipment in shipments(run):
