@@ -110,7 +110,7 @@ def begun() -> int:
 
 
 def movers() -> dict[str, int]:
-    return {run: n for run, n in ask(select(File.run_id, func.count()).group_by(File.run_id))}
+    return dict(ask(select(File.run_id, func.count()).group_by(File.run_id)))
 
 
 def check_whole(bench: Bench, count: int) -> None:
@@ -223,12 +223,12 @@ def test_files_that_fail_are_told(bench: Bench) -> None:
 def test_hands_count_for_nothing_that_is_not_theirs(bench: Bench) -> None:
     """All that was offered is moved by the hand: the run that it helps tells of it as if it had moved it itself."""
     fill(bench, 28)
-    with lead(bench.job(shipping=SMALL), hands=1) as leader, Ledger.open() as ledger:
-        with TransferRun(leader.job, ledger) as run:
-            leader.id = run.id
-            by_crew = Crew(run, here(run), leader.hire)
-            by_crew._taken.work = lambda: False  # type: ignore[method-assign]
-            summary = carry_out(run, by_crew)
+    job = bench.job(shipping=SMALL)
+    with lead(job, hands=1) as leader, Ledger.open() as ledger, TransferRun(job, ledger) as run:
+        leader.id = run.id
+        by_crew = Crew(run, here(run), leader.hire)
+        by_crew._taken.work = lambda: False  # type: ignore[method-assign]
+        summary = carry_out(run, by_crew)
     assert (summary["delivered"], summary["verified_by"]) == (28, {"checksum": 28}), summary
     assert sorted(movers().values()) == [5, 23]
     assert (run.meter.files_planned, run.meter.files_done, run.meter.bytes_done) == (28, 28, 56_000)
@@ -278,20 +278,20 @@ def test_a_job_that_is_paused(bench: Bench) -> None:
 def test_a_run_that_was_thought_dead_says_what_it_missed(bench: Bench) -> None:
     """Its offers are gone, and nobody moves them: they are deferred, not forgotten."""
     fill(bench, 30)
-    with lead(bench.job(shipping=SMALL), hands=0) as leader:
-        with Ledger.open() as ledger, TransferRun(leader.job, ledger) as run:
-            crew_ = Crew(run, here(run), leader.hire)
-            monkey = crew_.collect
-            forgotten: list[int] = []
+    job = bench.job(shipping=SMALL)
+    with lead(job, hands=0) as leader, Ledger.open() as ledger, TransferRun(job, ledger) as run:
+        alone = Crew(run, here(run), leader.hire)
+        collect = alone.collect
+        forgotten: list[int] = []
 
-            def collect(*, wait: bool = False) -> None:
-                if wait:
-                    forgotten.append(ledger.open_offers(run.id))
-                    ledger.withdraw_offers(run.id)
-                monkey(wait=wait)
+        def forget(*, wait: bool = False) -> None:
+            if wait:
+                forgotten.append(ledger.open_offers(run.id))
+                ledger.withdraw_offers(run.id)
+            collect(wait=wait)
 
-            crew_.collect = collect  # type: ignore[method-assign]
-            summary = carry_out(run, crew_)
+        alone.collect = forget  # type: ignore[method-assign]
+        summary = carry_out(run, alone)
     assert forgotten[0] > 0
     assert summary["delivered"] + summary["deferred"] == 30 and summary["deferred"] > 0
 
