@@ -109,10 +109,9 @@ class Offer(Base):
     what became of its files, or has ended."""
 
     __tablename__ = "offers"
-    __table_args__ = (Index("ix_offers_leader_id", "leader_id", "id"),)
 
-    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
-    leader_id: Mapped[str] = mapped_column(String(36))
+    leader_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     files: Mapped[str] = mapped_column(Text)  # JSON: ids of rows
     large: Mapped[bool] = mapped_column(Boolean)
     taker_id: Mapped[str | None] = mapped_column(String(36))  # the run that moves them

@@ -8,10 +8,10 @@ its rows claimed. What became of an offer is read from its rows, whoever moved t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from blocks.errors import Kind
 from flows.ledger.connections import pages
@@ -27,9 +27,9 @@ SETTLED = 16
 
 
 class Offer(NamedTuple):
-    """A shipment to move: its rows, as they are now."""
+    """A shipment to move: which of its leader's, and its rows as they are now."""
 
-    id: int
+    number: int
     large: bool
     rows: list[Row]
 
@@ -45,8 +45,10 @@ class Became(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """Offers that are done: how many rows they named, and what became of those, or of what was made of them."""
+    """Offers that are done: their numbers, how many rows they named, and what became of those, or of what was made of
+    them."""
 
+    numbers: list[int]
     rows: int
     became: list[Became]
 
@@ -59,50 +61,57 @@ class Leader(NamedTuple):
     in_order: bool
 
 
+def _is(leader: str, numbers: Sequence[int]) -> ColumnElement[bool]:
+    return and_(OfferRow.leader_id == leader, OfferRow.number.in_(numbers))
+
+
 class Offers(Runs):
     """The offers of a ledger."""
 
-    def offer(self, leader: str, row_ids: Sequence[int], *, large: bool) -> None:
-        """Offer a shipment to the runs that help `leader`."""
+    def offer(self, leader: str, number: int, row_ids: Sequence[int], *, large: bool) -> None:
+        """Offer a shipment to the runs that help `leader`: its number 1, 2, ..."""
+        files = json.dumps(list(row_ids), separators=(",", ":"))
         with self._write() as c:
-            c.execute(insert(OfferRow).values(
-                leader_id=leader, files=json.dumps(list(row_ids), separators=(",", ":")), large=large, done=False
-            ))  # fmt: skip
+            self._insert_new(c, OfferRow, [
+                {"leader_id": leader, "number": number, "files": files, "large": large, "done": False}
+            ])  # fmt: skip
 
-    def take_offer(self, leader: str, run_id: str) -> Offer | None:
+    def take_offer(self, leader: str, run_id: str, moving: Collection[int] = ()) -> Offer | None:
         """The first shipment that nobody moves, which is the taker's from now on; None if there is none. What a run took
-        that has ended or died since is free again."""
+        that has ended or died since is free again; so is what the taker has taken itself, but for what it is `moving`: it
+        was never told."""
         ended = select(Run.id).where(Run.ended_at.is_not(None))
+        untold = and_(OfferRow.taker_id == run_id, OfferRow.number.not_in(list(moving)))
         free = (
-            select(OfferRow.id, OfferRow.files, OfferRow.large)
+            select(OfferRow.number, OfferRow.files, OfferRow.large)
             .where(OfferRow.leader_id == leader, OfferRow.done.is_(False),
-                   or_(OfferRow.taker_id.is_(None), OfferRow.taker_id.in_(ended)))
-            .order_by(OfferRow.id).limit(1).with_for_update(skip_locked=True)
+                   or_(OfferRow.taker_id.is_(None), OfferRow.taker_id.in_(ended), untold))
+            .order_by(OfferRow.number).limit(1).with_for_update(skip_locked=True)
         )  # fmt: skip
         with self._write() as c:
             if (found := c.execute(free).first()) is None:
                 return None
-            c.execute(update(OfferRow).where(OfferRow.id == found.id).values(taker_id=run_id))
+            c.execute(update(OfferRow).where(_is(leader, [found.number])).values(taker_id=run_id))
             by_id: dict[int, Row] = {}
             ids = json.loads(found.files)
             for page in pages(ids):
                 by_id |= {r.id: row_of(r) for r in c.execute(select(*COLUMNS).where(self._among(File.id, page)))}
-        return Offer(found.id, found.large, [by_id[i] for i in ids if i in by_id])
+        return Offer(found.number, found.large, [by_id[i] for i in ids if i in by_id])
 
-    def offer_done(self, offer_id: int, run_id: str) -> None:
+    def offer_done(self, leader: str, number: int, run_id: str) -> None:
         """All rows of an offer are written. Of one that another run has taken since, that run says so."""
         with self._write() as c:
-            mine = and_(OfferRow.id == offer_id, OfferRow.taker_id == run_id)
-            c.execute(update(OfferRow).where(mine).values(done=True))
+            c.execute(update(OfferRow).where(_is(leader, [number]), OfferRow.taker_id == run_id).values(done=True))
 
-    def settle_offers(self, leader: str) -> Settled:
-        """What became of some offers that are done, which are gone with that. Not of those that the leader has moved
-        itself: these it has counted."""
-        where = (OfferRow.leader_id == leader, OfferRow.done.is_(True))
-        done = select(OfferRow.id, OfferRow.files, OfferRow.taker_id).where(*where)
+    def settled_offers(self, leader: str) -> Settled:
+        """What became of some offers that are done. Not of those that the leader has moved itself: these it has counted."""
+        done = (
+            select(OfferRow.number, OfferRow.files, OfferRow.taker_id)
+            .where(OfferRow.leader_id == leader, OfferRow.done.is_(True)).order_by(OfferRow.number).limit(SETTLED)
+        )  # fmt: skip
         became: list[Became] = []
-        with self._write() as c:
-            found = c.execute(done.order_by(OfferRow.id).limit(SETTLED)).all()
+        with self._read() as c:
+            found = c.execute(done).all()
             named = [(offer.taker_id, json.loads(offer.files)) for offer in found]
             ids = [i for taker, rows in named if taker != leader for i in rows]
             whole = or_(File.verified_by.is_(None), File.verified_by != BY_PRODUCTS)  # else its products are counted
@@ -114,8 +123,12 @@ class Offers(Runs):
                 for which in (and_(among, whole), File.id.in_(select(Product.product_id).where(made))):
                     for r in c.execute(select(*what, *how_many).where(which).group_by(*what)):
                         became.append(Became(State(r[0]), Kind(r[1]) if r[1] else None, r[2], r[3], int(r[4])))
-            c.execute(delete(OfferRow).where(OfferRow.id.in_([offer.id for offer in found])))
-        return Settled(sum(len(rows) for _, rows in named), became)
+        return Settled([offer.number for offer in found], sum(len(rows) for _, rows in named), became)
+
+    def drop_offers(self, leader: str, numbers: Sequence[int]) -> None:
+        """They are accounted for."""
+        with self._write() as c:
+            c.execute(delete(OfferRow).where(_is(leader, numbers)))
 
     def open_offers(self, leader: str) -> int:
         """How many shipments are not done yet."""

@@ -50,14 +50,15 @@ class Taken:
 
     def work(self) -> bool:
         """Tell which are done, and take the next one if there is room for it; whether it did either."""
-        done = [(i, f) for i, f in self._moving if f.done()]
-        for offer_id, future in done:
+        done = [(n, f) for n, f in self._moving if f.done()]
+        for number, future in done:
             future.result()
-            self._run.ledger.offer_done(offer_id, self._run.id)
-            self._moving.remove((offer_id, future))
+            self._run.ledger.offer_done(self._leader, number, self._run.id)
+            self._moving.remove((number, future))
         if self._run.held or self._run.stop.is_set() or not self._sender.has_room():
             return bool(done)
-        if (offer := self._run.ledger.take_offer(self._leader, self._run.id)) is None:
+        moving = [number for number, _ in self._moving]
+        if (offer := self._run.ledger.take_offer(self._leader, self._run.id, moving)) is None:
             return bool(done)
         shipment, rest = shipment_of(self._run, offer, self.shipments + 1)
         if self._ours:  # of what somebody had in hand who died
@@ -65,10 +66,10 @@ class Taken:
                 self._run.meter.add(receipt_of(Became(row.state, row.kind, None, 1, row.size)))
                 self._run.meter.moved(1, row.size)
         if shipment is None:
-            self._run.ledger.offer_done(offer.id, self._run.id)
+            self._run.ledger.offer_done(self._leader, offer.number, self._run.id)
         else:
             self.shipments += 1
-            self._moving.append((offer.id, self._sender.send(shipment, planned=not self._ours)))
+            self._moving.append((offer.number, self._sender.send(shipment, planned=not self._ours)))
         return True
 
     @property
@@ -106,9 +107,9 @@ class Crew:
         run = self._run
         run.meter.planned(len(shipment.items), shipment.bytes)
         run.watcher.shipment("queued", shipment)
-        run.ledger.offer(run.id, shipment.row_ids, large=shipment.large)
         self._offered += len(shipment.row_ids)
         self._shipments += 1
+        run.ledger.offer(run.id, self._shipments, shipment.row_ids, large=shipment.large)
         if self._hired < min(run.job.shipping.workers - 1, -(-self._shipments // run.job.shipping.at_once)):
             self._hired += 1
             self._hire(self._hired)
@@ -148,12 +149,14 @@ class Crew:
 
     def _count(self) -> bool:
         """Account for offers that are done; whether there were some."""
-        settled = self._run.ledger.settle_offers(self._run.id)
+        settled = self._run.ledger.settled_offers(self._run.id)
         for became in settled.became:
             receipt = receipt_of(became)
             self._run.meter.add(receipt)
             self._run.meter.moved(became.files, became.bytes)
         self._counted += settled.rows
+        if settled.numbers:
+            self._run.ledger.drop_offers(self._run.id, settled.numbers)
         return bool(settled.rows)
 
 

@@ -164,7 +164,12 @@ def _measure(folder: str, count: int, hands: int) -> None:
                 pids = [p.pid for p in helpers]
                 before, spent = (_cpu([server.pid]), _cpu(pids)), os.times()
                 began = time.monotonic()
-                done = subprocess.run([*me, "engine", name, str(count), str(hands)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                done = subprocess.run(
+                    [*me, "engine", name, str(count), str(hands)],
+                    env=env,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
                 took = time.monotonic() - began
                 after, now = (_cpu([server.pid]), _cpu(pids)), os.times()
                 ours = after[1] - before[1] + now.children_user + now.children_system

@@ -68,7 +68,7 @@ def test_one_job_many_workers(
     assert {p.name: p.read_bytes() for p in card.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "archive").iterdir() if p.name != "checksums.sha256"
     }
-    assert {s for (s,) in ask(File.state)} == {"VERIFIED"} and ask(Offer.id) == []
+    assert {s for (s,) in ask(File.state)} == {"VERIFIED"} and ask(Offer.number) == []
     hired = hands(client, run)
     assert len(hired) == 2 and all(h.parent_task_run_id for h in hired), "in the UI they are its sub-runs"
     for one in hired:

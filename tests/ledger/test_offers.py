@@ -32,16 +32,17 @@ def _leader(ledger: Ledger) -> str:
 def test_each_is_taken_by_one(ledger: Ledger, url: str) -> None:
     leader = _leader(ledger)
     ids = _ids(ledger, leader, 300)
-    for start in range(0, 300, 5):
-        ledger.offer(leader, ids[start : start + 5], large=False)
-    ledger.offer(_leader(ledger), ids[:5], large=False)  # another run's
+    for number in range(60):
+        for _ in range(2):  # nobody heard that it was written
+            ledger.offer(leader, number, ids[5 * number : 5 * number + 5], large=False)
+    ledger.offer(_leader(ledger), 1, ids[:5], large=False)  # another run's
     answers = at_once(4, _take, url, leader)
     assert sorted(i for answer in answers for i in answer) == ids
     assert ledger.open_offers(leader) == 0
-    assert ledger.settle_offers(leader).rows == 80, "a few at a time"
-    while ledger.settle_offers(leader).rows:
-        pass
-    assert len(ledger.read_all(select(OfferRow.id))) == 1
+    assert ledger.settled_offers(leader).rows == 80, "a few at a time"
+    while (settled := ledger.settled_offers(leader)).numbers:
+        ledger.drop_offers(leader, settled.numbers)
+    assert len(ledger.read_all(select(OfferRow.number))) == 1
 
 
 def _take(number: int, meet: Meet, url: str, leader: str) -> list[int]:
@@ -51,7 +52,7 @@ def _take(number: int, meet: Meet, url: str, leader: str) -> list[int]:
         meet()
         while (offer := ledger.take_offer(leader, run_id)) is not None:
             taken += [row.id for row in offer.rows]
-            ledger.offer_done(offer.id, run_id)
+            ledger.offer_done(leader, offer.number, run_id)
         ledger.end_run(run_id, {})
     return taken
 
@@ -59,29 +60,32 @@ def _take(number: int, meet: Meet, url: str, leader: str) -> list[int]:
 def test_what_somebody_took_who_has_ended_is_free_again(ledger: Ledger) -> None:
     leader = _leader(ledger)
     ids = _ids(ledger, leader, 10)
-    ledger.offer(leader, ids, large=True)
+    ledger.offer(leader, 1, ids, large=True)
     dead = ledger.begin_run("job", flight=None, device=None, leader=leader)
     first = ledger.take_offer(leader, dead)
     assert first is not None and first.large and [r.id for r in first.rows] == ids
     ledger.claim(dead, ids[:4])
     hand = ledger.begin_run("job", flight=None, device=None, leader=leader)
     assert ledger.take_offer(leader, hand) is None
+    assert ledger.take_offer(leader, dead, [1]) is None
+    untold = ledger.take_offer(leader, dead)
+    assert untold is not None and untold.number == 1, "it may never have heard that it is its own"
     killed(ledger, dead)
     assert ledger.recover() == 4
     again = ledger.take_offer(leader, hand)
-    assert again is not None and again.id == first.id
+    assert again is not None and again.number == first.number
     assert [r.attempt for r in again.rows] == [1] * 4 + [0] * 6
-    ledger.offer_done(first.id, dead)  # it had only slept
+    ledger.offer_done(leader, 1, dead)  # it had only slept
     assert ledger.open_offers(leader) == 1
-    ledger.offer_done(first.id, hand)
+    ledger.offer_done(leader, 1, hand)
     assert ledger.open_offers(leader) == 0
 
 
 def test_what_became_of_them(ledger: Ledger) -> None:
     leader = _leader(ledger)
     ids = _ids(ledger, leader, 9)
-    ledger.offer(leader, ids[:6], large=False)
-    ledger.offer(leader, ids[6:], large=False)
+    ledger.offer(leader, 1, ids[:6], large=False)
+    ledger.offer(leader, 2, ids[6:], large=False)
     hand = ledger.begin_run("job", flight=None, device=None, leader=leader)
     for _ in range(2):
         offer = ledger.take_offer(leader, hand)
@@ -92,8 +96,8 @@ def test_what_became_of_them(ledger: Ledger) -> None:
             Outcome(i, c.attempt, State.FAILED, failure=NetworkError("gone"), stage="read")
             for i, c in claims.items() if i != ids[8]
         ])  # fmt: skip
-        ledger.offer_done(offer.id, hand)
-    settled = ledger.settle_offers(leader)
+        ledger.offer_done(leader, offer.number, hand)
+    settled = ledger.settled_offers(leader)
     assert settled.rows == 9
     told = Counter[tuple[State, Kind | None, str | None]]()
     for became in settled.became:
@@ -102,29 +106,30 @@ def test_what_became_of_them(ledger: Ledger) -> None:
         (State.VERIFIED, None, "checksum"): 4, (State.FAILED, Kind.NETWORK, None): 4, (State.DELIVERING, None, None): 1,
     }  # fmt: skip
     assert sum(b.bytes for b in settled.became) == sum(range(9))
-    assert ledger.settle_offers(leader) == (0, [])
+    ledger.drop_offers(leader, settled.numbers)
+    assert ledger.settled_offers(leader) == ([], 0, [])
 
 
 def test_a_leader_that_moved_one_itself_has_counted_it(ledger: Ledger) -> None:
     leader = _leader(ledger)
-    ledger.offer(leader, _ids(ledger, leader, 3), large=False)
+    ledger.offer(leader, 1, _ids(ledger, leader, 3), large=False)
     offer = ledger.take_offer(leader, leader)
     assert offer is not None
-    ledger.offer_done(offer.id, leader)
-    assert ledger.settle_offers(leader) == (3, [])
+    ledger.offer_done(leader, offer.number, leader)
+    assert ledger.settled_offers(leader) == ([1], 3, [])
 
 
 def test_they_go_with_their_leader(ledger: Ledger) -> None:
     leader = _leader(ledger)
     ids = _ids(ledger, leader, 4)
-    for i in ids:
-        ledger.offer(leader, [i], large=False)
+    for number, i in enumerate(ids):
+        ledger.offer(leader, number, [i], large=False)
     hand = ledger.begin_run("job", flight=None, device=None, leader=leader)
     assert ledger.take_offer(leader, hand) is not None
     assert ledger.withdraw_offers(leader) == 3, "not what somebody works on"
-    assert ledger.take_offer(leader, hand) is None
+    assert ledger.take_offer(leader, hand, [0]) is None
     ledger.end_run(leader, {})
-    assert ledger.read_all(select(OfferRow.id)) == []
+    assert ledger.read_all(select(OfferRow.number)) == []
     found = ledger.leader(leader)
     assert found is not None and (found.over, found.in_order) == (True, True)
     assert ledger.leader("nobody") is None

@@ -118,7 +118,7 @@ def check_whole(bench: Bench, count: int) -> None:
     assert bench.files() == bench.files(bench.card) and len(bench.files()) == count
     bench.check_manifest()
     assert {r[0] for r in ask(select(File.state))} == {State.VERIFIED}
-    assert ask(select(OfferRow.id)) == []
+    assert ask(select(OfferRow.number)) == []
     assert ask(select(Run.id).where(Run.ended_at.is_(None))) == []
 
 
@@ -248,7 +248,7 @@ def test_a_run_that_is_cancelled_takes_its_hands_with_it(bench: Bench) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert not {r[0] for r in ask(select(File.state))} & ACTIVE
-    assert ask(select(OfferRow.id)) == []
+    assert ask(select(OfferRow.number)) == []
     assert bench.run()["duplicates"] < 30
     check_whole(bench, 30)
 
@@ -267,7 +267,7 @@ def test_a_job_that_is_paused(bench: Bench) -> None:
     assert any("paused by me" in p for p in summary["problems"])
     assert summary["delivered"] < 30
     assert not {r[0] for r in ask(select(File.state))} & ACTIVE
-    assert ask(select(OfferRow.id)) == []
+    assert ask(select(OfferRow.number)) == []
     with Ledger.open() as ledger:
         ledger.release("job")
         ledger.grant("resume", ledger.choose(job="job", states=[State.PAUSED]), who="me")  # type: ignore[arg-type]
