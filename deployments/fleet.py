@@ -35,8 +35,9 @@ SETTINGS = {
     # a Redis whose machine is gone without a word is known to be gone; reads block for 1 s
     REDIS + "SOCKET_TIMEOUT": "15",
     REDIS + "SOCKET_CONNECT_TIMEOUT": "5",
-    # the tables are brought up to date once, before the servers start: two at a time would be in each other's way
+    # done once by `migrate.py`, before the servers start: two at a time would be in each other's way
     "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
 }
 """For API servers and services, on whatever host, beside `server_settings.SERVER`."""
 PATIENCE_S = 10
@@ -65,7 +66,7 @@ def fleet(api_servers: int, workers: int) -> Profile:
     return Profile(
         workers, ("--no-services", "--workers", str(api_servers)),
         beside=(("the Prefect services", ("prefect", "server", "services", "start")),),
-        first=(("the upgrade of Prefect's database", ("prefect", "server", "database", "upgrade", "--yes")),),
+        first=(("the migration", ("deployments.migrate",)),),
         fleet=True,
     )  # fmt: skip
 
@@ -82,8 +83,8 @@ def named(profile: str, api_servers: int | None, workers: int | None) -> Profile
 
 
 def fleet_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a fleet on top of that of `onblock up`. What the user set stays. Raises ConfigError for what is
-    missing."""
+    """What `env` says, and what a fleet has besides, for `server_settings.environment`. What the user set stays. Raises
+    ConfigError for what is missing."""
     ledger, database = env.get(LEDGER), env.get(DATABASE) or env.get(OLD_DATABASE)
     if not ledger or not ledger.startswith(("postgresql://", "postgresql+psycopg://")):
         raise ConfigError(
@@ -100,7 +101,8 @@ def fleet_environment(env: Mapping[str, str]) -> dict[str, str]:
             f"{LEDGER} and {DATABASE} are the same database: the migrations of one would break the other",
             remedy="make a database for each with `createdb`",
         )
-    return {**SETTINGS, DATABASE: database, "PREFECT_SERVER_DOCKET_URL": redis_url(env), **env}
+    redis = dict.fromkeys(("PREFECT_SERVER_DOCKET_URL", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"), redis_url(env))
+    return {**SETTINGS, DATABASE: database, **redis, **env}
 
 
 def _place(url: str) -> tuple[str | None, int, str | None]:

@@ -1,4 +1,4 @@
-"""The parts of a fleet, each by itself on its host: `onblock worker`, `onblock console`, `onblock deploy`.
+"""The parts of a fleet, each by itself on its host: `onblock worker | console | migrate | deploy`.
 
 Prefect's own parts have commands of Prefect (`prefect server start`); all of it on one machine is `onblock up`. Each
 command here becomes the process that it starts, so that whoever supervises it sees that one and no other.
@@ -22,7 +22,7 @@ API = "PREFECT_API_URL"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (worker, console, deploy):
+    for command in (worker, console, migrate, deploy):
         app.command()(command)
 
 
@@ -32,6 +32,7 @@ def worker(
     """Work off the runs of a pool, for the Prefect server at PREFECT_API_URL, until a signal ends it."""
     if not os.environ.get(LEDGER):  # nobody else would see what it delivers
         print(f"note: {LEDGER} is not set: the ledger is of this machine alone", file=sys.stderr)
+    _server()
     _become("deployments.worker", pool)
 
 
@@ -56,6 +57,11 @@ def console(
     _become("deployments.console", *(part for pair in given.items() for part in pair))
 
 
+def migrate() -> None:
+    """Bring the ledger and Prefect's database to this version: once for all hosts, while no server runs."""
+    _become("deployments.migrate")
+
+
 def deploy(
     jobs: Annotated[list[Path] | None, typer.Argument(metavar="[JOB.yaml ...]", help="Jobs to deploy.")] = None,
 ) -> None:
@@ -77,6 +83,5 @@ def _server() -> str:
 def _become(module: str, *arguments: str) -> None:
     from deployments.server_settings import with_defaults
 
-    _server()
     env: Mapping[str, str] = with_defaults(os.environ)
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], env)

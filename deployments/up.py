@@ -79,15 +79,16 @@ def up(
             print(f"onblock up: {trouble}", file=sys.stderr)
             return 2
     url = f"http://{reachable(host)}:{port}"
-    env = environment(os.environ, host, port, url)
+    given = dict(os.environ)
     if profile.fleet:
         try:
-            env = fleet.fleet_environment(env)
-            remarks = fleet.reach(env)
+            given = fleet.fleet_environment(given)
+            for remark in fleet.reach(given):
+                print(f"note: {remark}", flush=True)
         except OnblockError as error:
             print(f"onblock up: {error}", file=sys.stderr)
             return 2
-        print("\n".join(f"note: {line}" for line in remarks), end="\n" if remarks else "", flush=True)
+    env = environment(given, host, port, url)
     logs = home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
 
