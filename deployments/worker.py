@@ -32,6 +32,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.lasting import outlast_restarts
 from deployments.server import POOL
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def main() -> None:
     # Prefect makes of every signal to end a SIGINT, which a shell's background jobs ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_to_warm()
+    outlast_restarts()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(work(sys.argv[1] if len(sys.argv) > 1 else POOL))
 

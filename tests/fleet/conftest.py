@@ -140,6 +140,7 @@ def fleet() -> Iterator[Fleet]:
         folder.chmod(0o755)  # the servers' users must reach it
         with postgres.Postgres(folder / "postgres") as database, redis.Redis(folder / "redis") as redis_server:
             fleet = Fleet(folder, database, redis_server)
+            (folder / "home").mkdir()
             create(fleet, "ledger", "prefect")
             try:
                 fleet.run("migrate")
