@@ -24,6 +24,7 @@ SERVER = {
 """For the server and its services."""
 WORKER = {
     "PREFECT_WORKER_QUERY_SECONDS": "0.5",  # default 10: a flight would wait that long for its transfer
+    "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",  # said by a server whose database or Redis is restarted; 503 is there anyway
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without heartbeats a run cut off by a power failure is Running for ever
 }
 """For workers and the runs that they start."""

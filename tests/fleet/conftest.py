@@ -57,7 +57,7 @@ class Fleet:
             **dict.fromkeys(addresses, self.redis.info["url"]),
             "PREFECT_SERVER_API_AUTH_STRING": LOGIN, "PREFECT_API_AUTH_STRING": LOGIN,
             "PREFECT_SERVER_ENCRYPTION_KEY": self.key, "PREFECT_SERVER_API_PORT": str(self.api_port),
-            "PREFECT_API_URL": f"{self.url}/api", "PREFECT_UI_API_URL": f"{self.url}/api",
+            "PREFECT_API_URL": f"{self.url}/api", "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
             "CONSOLE_PORT": str(self.console_port),
         }  # fmt: skip
 
