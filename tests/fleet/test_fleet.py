@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from deployments.server import ALL_TAG
 from tests.deployments.conftest import until
-from tests.fleet.conftest import Fleet, Job
+from tests.fleet.conftest import Fleet, Job, create
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -80,4 +80,46 @@ def test_a_job_goes_on_when_a_server_was_away(
     done = finished(client, fleet, job, run)
     assert (done.state.name, done.state.message) == ("Completed", "30 delivered"), f"{done.state}\n{fleet.told()}"
     job.check()
+    nobody_holds_a_slot(client)
+
+
+def test_a_fleet_is_restored_from_a_backup(fleet: Fleet, client: SyncPrefectClient, make_job: MakeJob) -> None:
+    """Taken in the middle of a job, as `docs/fleet.md` says; then the job ends, and both databases and Redis are lost. The
+    ledger is older than the archive then: the job goes on, and takes what is there as delivered."""
+    from flows.ledger import Ledger
+
+    job = make_job("restored", 16, MIB, bandwidth={"up": "2 MiB"}, shipping={"max_files": 2})
+    job.deploy()
+    run = job.begin(client)
+    until("the first files", lambda: job.look() >= 4, told=fleet.told)
+    for name in ("ledger", "prefect"):
+        fleet.postgres.run("pg_dump", "--format=custom", f"--file={fleet.folder}/{name}.dump", fleet.database(name))
+    assert job.look() < len(job.contents)
+    finished(client, fleet, job, run)
+    job.check()
+
+    fleet.stop(*reversed(list(fleet.parts)))
+    fleet.redis.stop()
+    for file in fleet.redis.folder.glob("appendonlydir/*"):
+        file.unlink()
+    fleet.redis.start()
+    create(fleet, "ledger", "prefect", drop=True)
+    for name in ("ledger", "prefect"):
+        fleet.postgres.run(
+            "pg_restore", "--no-owner", f"--dbname={fleet.database(name)}", f"{fleet.folder}/{name}.dump"
+        )
+    with Ledger.open(fleet.database("ledger")) as ledger:
+        behind = [row["state"] for row in ledger.files() if row["job"] == job.name]
+        assert len(behind) == 16 and behind.count("VERIFIED") < 16
+    fleet.run("migrate")
+    fleet.up()
+
+    def proven() -> bool:
+        """By the run that was under way then, which is taken for dead and started again, or by another."""
+        finished(client, fleet, job, job.begin(client))
+        with Ledger.open(fleet.database("ledger")) as ledger:
+            return {row["state"] for row in ledger.files() if row["job"] == job.name} == {"VERIFIED"}
+
+    until("a ledger that knows all of it", proven, told=fleet.told)
+    job.check(attempts=None)
     nobody_holds_a_slot(client)
