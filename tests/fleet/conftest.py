@@ -130,8 +130,8 @@ def _listens(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    """One for all tests of a module; it is up."""
+def servers() -> Iterator[Fleet]:
+    """PostgreSQL with both databases, and Redis, for all tests of a module; no part of the fleet is up."""
     for installed, what in ((postgres.installed(), "PostgreSQL"), (redis.installed(), "Redis")):
         if not installed:
             pytest.skip(f"{what} is not installed: python -m tests.servers.install")
@@ -142,16 +142,22 @@ def fleet() -> Iterator[Fleet]:
             fleet = Fleet(folder, database, redis_server)
             (folder / "home").mkdir()
             create(fleet, "ledger", "prefect")
-            try:
-                fleet.run("migrate")
-                fleet.start("onblock-api")
-                fleet.answers()
-                fleet.start("onblock-services")
-                fleet.run("deploy")
-                fleet.up()
-                yield fleet
-            finally:
-                fleet.stop(*reversed(list(fleet.parts)))
+            yield fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(servers: Fleet) -> Iterator[Fleet]:
+    """One for all tests of a module; it is up."""
+    try:
+        servers.run("migrate")
+        servers.start("onblock-api")
+        servers.answers()
+        servers.start("onblock-services")
+        servers.run("deploy")
+        servers.up()
+        yield servers
+    finally:
+        servers.stop(*reversed(list(servers.parts)))
 
 
 def create(fleet: Fleet, *databases: str, drop: bool = False) -> None:
