@@ -22,6 +22,7 @@ from deployments.hooks import hook
 from deployments.imports.command import import_fileflow
 from deployments.notify import notify
 from deployments.overrides import overrides
+from deployments.parts import register as register_parts
 from deployments.recordings import register as register_recordings
 from deployments.timeline import recording
 from deployments.told import as_json as _as_json
@@ -205,6 +206,7 @@ def verify(job_file: JobFile, as_json: Json = False) -> None:
 
 register_recordings(app)
 register_upkeep(app)
+register_parts(app)
 app.command()(import_fileflow)
 
 
@@ -239,9 +241,13 @@ def up(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate of the console, PEM: it speaks TLS then.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Key of that certificate, PEM.")] = None,
     public_url: Annotated[str | None, typer.Option(help="Address of the console in browsers, where a proxy stands before it: https://HOST.")] = None,
+    profile: Annotated[str, typer.Option(help="embedded: one server on SQLite; fleet: on PostgreSQL and Redis, see docs/fleet.md.")] = "embedded",
+    api_servers: Annotated[int | None, typer.Option(help="Of a fleet: processes that serve the API, on one port; 2 if not given.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Of a fleet: workers on this machine; 2 if not given.")] = None,
 ) -> None:  # fmt: skip
     """Start a Prefect server, a worker and the console, register blocks, limits and jobs, and say where they are."""
     from blocks.errors import ConfigError
+    from deployments.fleet import named
     from deployments.up import up as start
 
     if (tls_cert is None) != (tls_key is None):
@@ -254,7 +260,8 @@ def up(
         from deployments.console.outside import public_origin
 
         public_origin(public_url)
-    raise typer.Exit(start(jobs or [], host, port, console_port, console_host, tls, public_url))
+    what = named(profile, api_servers, workers)
+    raise typer.Exit(start(jobs or [], host, port, console_port, console_host, tls, public_url, what))
 
 
 @app.command()

@@ -17,22 +17,26 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from blocks.errors import OnblockError
 from blocks.home import home
+from deployments import fleet
 from deployments.console.access import People
+from deployments.fleet import EMBEDDED, Profile
 from deployments.server import POOL
+from deployments.server_settings import environment, reachable
 
-LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-"""Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""
 HEALTHY_WITHIN = 120.0
 """Seconds a server may take to answer; a first start creates its database."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens URLs, but never through a proxy: what we ask is on this machine."""
 CONSOLE_PORT = 4280
 """Where the console listens for webhooks."""
+WORKER = "the worker"
+"""What workers are called; of several, each with its number."""
 GRACE = 15.0
 """Seconds between SIGTERM and SIGKILL."""
 
@@ -65,33 +69,51 @@ class Stop:
 def up(
     jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200, console_port: int = CONSOLE_PORT,
     console_host: str | None = None, tls: tuple[Path, Path] | None = None, public_url: str | None = None,
+    profile: Profile = EMBEDDED,
 ) -> int:  # fmt: skip
-    """Run server, worker and console until SIGINT or SIGTERM. `tls` is certificate and key of the console, `public_url`
-    where a proxy has it. 0 then; 1 if something died; 2 if a port or a job is no good."""
+    """Run what `profile` says, and the console, until SIGINT or SIGTERM. `tls` is certificate and key of the console,
+    `public_url` where a proxy has it. 0 then; 1 if something died; 2 if a port, a job or the environment is no good."""
     console_host = host if console_host is None else console_host
     for at, number, option in ((host, port, "--port"), (console_host, console_port, "--console-port")):
         if trouble := port_trouble(at, number, option):
             print(f"onblock up: {trouble}", file=sys.stderr)
             return 2
+    url = f"http://{reachable(host)}:{port}"
+    given = dict(os.environ)
+    if profile.fleet:
+        try:
+            given = fleet.fleet_environment(given)
+            for remark in fleet.reach(given):
+                print(f"note: {remark}", flush=True)
+        except OnblockError as error:
+            print(f"onblock up: {error}", file=sys.stderr)
+            return 2
+    env = environment(given, host, port, url)
     logs = home() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    url = f"http://{_reachable(host)}:{port}"
-    env = environment(os.environ, host, port, url)
 
     stop = Stop()
     before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     children: list[Child] = []
     try:
-        children.append(start_server(host, port, env, logs / "server.log"))
+        for name, module in profile.first:
+            if code := _to_its_end(start(name, list(module), env, logs / "database.log"), children, stop):
+                return code
+        if stop.asked:
+            return 0
+        children.append(start_server(host, port, env, logs / "server.log", more=profile.server))
         print(f"starting the Prefect server on {url} ...", flush=True)
         if not wait_healthy(f"{url}/api/health", children[0], stop):
             return 0 if stop.asked else _report(children[0])
-        children.append(start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env))
-        if code := _wait_end(children[-1], children[:1], stop):
+        for name, module in profile.beside:
+            children.append(start(name, list(module), env, logs / "services.log"))
+        bootstrap = start("bootstrap", ["deployments.bootstrap", *(str(j) for j in jobs)], env)
+        if code := _to_its_end(bootstrap, children, stop):
             return code
         if stop.asked:
             return 0
-        children[1:] = [start("the worker", ["deployments.worker", POOL], env)]
+        names = [WORKER] if profile.workers == 1 else [f"{WORKER} {n}" for n in range(1, profile.workers + 1)]
+        children += [start(name, ["deployments.worker", POOL], env) for name in names]
         token = People().first_start()
         console = ["deployments.console", "--host", console_host, "--port", str(console_port), "--ui", url]
         if tls is not None:
@@ -99,7 +121,7 @@ def up(
         if public_url is not None:
             console += ["--public-url", public_url]
         children.append(start("the console", console, env, logs / "console.log"))
-        where = f"http{'s' if tls else ''}://{_reachable(console_host)}:{console_port}"
+        where = f"http{'s' if tls else ''}://{reachable(console_host)}:{console_port}"
         if tls is None and not wait_healthy(f"{where}/health", children[-1], stop):
             return 0 if stop.asked else _report(children[-1])
         print(_welcome(url, public_url or where, logs, token), flush=True)
@@ -130,47 +152,11 @@ def port_trouble(host: str, port: int, option: str = "--port") -> str | None:
     return None
 
 
-def environment(given: Mapping[str, str], host: str, port: int, url: str) -> dict[str, str]:
-    """The environment for server, bootstrap and worker. What the user set stays, except the address of the API."""
-    env = dict(given)
-    defaults = {
-        "ONBLOCK_HOME": str(home()),
-        "PREFECT_HOME": str(home() / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
-        # written once a second, not with each event: a task that asks for its slot at that moment would find SQLite
-        # busy, get a 503 and sleep 2 s (measured: 3 of 5 shipments)
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
-        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",  # default 10: a flight would wait that long for its transfer
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # without heartbeats a run cut off by a power failure is Running for ever
-    }  # fmt: skip
-    for key, value in defaults.items():
-        env.setdefault(key, value)
-    if login := env.get("PREFECT_SERVER_API_AUTH_STRING"):
-        env.setdefault("PREFECT_API_AUTH_STRING", login)
-    # the page in the browser calls the API where these say, whatever `--port` says
-    env |= {
-        "PREFECT_API_URL": f"{url}/api",
-        "PREFECT_UI_API_URL": f"{url}/api",
-        "PREFECT_SERVER_API_HOST": host,
-        "PREFECT_SERVER_API_PORT": str(port),
-    }
-    return env
-
-
-def _reachable(host: str) -> str:
-    """`host` as it stands in a URL: a server on all addresses is reached on the loopback."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
-def start_server(host: str, port: int, env: dict[str, str], log: Path, folder: Path | None = None) -> Child:
+def start_server(
+    host: str, port: int, env: dict[str, str], log: Path, folder: Path | None = None, more: Iterable[str] = ()
+) -> Child:
     """Start a Prefect server, in `folder` if it is given: Prefect reads settings from there. Its output goes to `log`."""
-    command = ["prefect", "server", "start", "--host", host, "--port", str(port)]
+    command = ["prefect", "server", "start", "--host", host, "--port", str(port), *more]
     return start("the Prefect server", command, env, log, folder)
 
 
@@ -201,13 +187,17 @@ def wait_healthy(address: str, server: Child, stop: Stop, seconds: float = HEALT
     return False
 
 
-def _wait_end(child: Child, others: list[Child], stop: Stop) -> int:
+def _to_its_end(child: Child, children: list[Child], stop: Stop) -> int:
     """Wait until `child` is done: its exit code, 0 if we are asked to stop, 1 if one of the others died meanwhile."""
+    children.append(child)
     while child.process.poll() is None and not stop.wait(0.1):
-        for other in others:
+        for other in children[:-1]:
             if other.process.poll() is not None:
                 return _report(other)
-    return child.process.returncode or 0
+    if (code := child.process.poll()) is None:  # it is ended with the others
+        return 0
+    children.remove(child)
+    return _report(child) if code and child.log else code
 
 
 def _report(child: Child) -> int:
@@ -259,7 +249,7 @@ def end(children: list[Child]) -> None:
     their own, which a signal to the worker's group does not reach, and which a worker that ends leaves behind."""
     for child in reversed(children):
         below = descendants(child.process.pid) if child.process.poll() is None else []
-        if child.name == "the worker":
+        if child.name.startswith(WORKER):
             # runs end while the worker is there to report them; what serves it lives in its own session
             _terminate([p for p in below if (stat := _stat(p[0])) and int(stat[3]) != child.process.pid])
         _terminate([*below, *_identified([child.process.pid])], child.process)

@@ -21,9 +21,11 @@ import flows.ledger.store
 import flows.transfer.flow
 import flows.transfer.report
 import flows.upkeep.flow
+from deployments.lasting import outlast_restarts
 
 __all__ = ["clients", "control_listener", "flows", "metrics", "run", "worker"]
 
+outlast_restarts()
 load_prefect_collections()  # prefect-aws, 1 s: else the first block that a run loads does it
 gc.collect()
 gc.freeze()  # what is here stays, in pages that all forks share

@@ -32,6 +32,8 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments.calls import Calls
+from deployments.lasting import outlast_restarts
 from deployments.server import POOL
 
 if TYPE_CHECKING:
@@ -110,10 +112,21 @@ class WarmWorker(ProcessWorker):
     """Prefect's process worker, but for how a run of ours begins. Its `type` is the same: the pool is a process pool."""
 
     _display_name = "Process, warm"
+    calls: Calls | None = None
 
     @classmethod
     def __dispatch_key__(cls) -> str:
         return "onblock-warm"  # Prefect's own keeps its key
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Ask for runs, where it is time to."""
+        if self.calls is None:
+            return await super().get_and_submit_flow_runs()
+        if not self.calls.due():
+            return []
+        if found := await super().get_and_submit_flow_runs():
+            self.calls.wake()
+        return found
 
     async def run(
         self, flow_run: FlowRun, configuration: ProcessJobConfiguration,
@@ -183,7 +196,12 @@ async def work(pool: str) -> None:
         heartbeat_interval_seconds=int(settings.heartbeat_seconds),
     )  # fmt: skip
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    await worker.start(printer=print)
+    worker.calls = Calls()
+    listener = asyncio.create_task(worker.calls.listen())
+    try:
+        await worker.start(printer=print)
+    finally:
+        listener.cancel()
 
 
 def main() -> None:
@@ -191,6 +209,7 @@ def main() -> None:
     # Prefect makes of every signal to end a SIGINT, which a shell's background jobs ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_to_warm()
+    outlast_restarts()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(work(sys.argv[1] if len(sys.argv) > 1 else POOL))
 

@@ -13,6 +13,7 @@
     console pages and API over a ledger of 1,000,000 rows; 50 pages that are open while 4 transfers run
     latency seconds from a webhook to the first byte from a camera, with `onblock up` running
     crew    5,000 small files to S3, by one worker and by four
+    idle    processor time and memory of `onblock up` and `onblock agent` that have nothing to do
     ten     peak memory for one file of 10 GiB, by every storage
 
 Here are the arguments, the work folder and its end. Exit code 0: measured (whether the bounds were reached is in the
@@ -36,6 +37,7 @@ from tests.benchmarks import report
 from tests.benchmarks.capture import SCENARIOS as CAPTURE
 from tests.benchmarks.console import SCENARIOS as CONSOLE
 from tests.benchmarks.crew import SCENARIOS as CREW
+from tests.benchmarks.idle import SCENARIOS as IDLE
 from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
@@ -46,7 +48,7 @@ from tests.benchmarks.steps import SCENARIOS as STEPS
 from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
-SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **LATENCY, **CREW, **FAR}
+SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **LATENCY, **CREW, **IDLE, **FAR}
 ROUNDS, QUICK_ROUNDS = 5, 3
 
 

@@ -101,6 +101,24 @@ def test_down_and_up_again(ledger: Ledger) -> None:
         assert set(inspect(c).get_table_names()) == {"alembic_version", *Base.metadata.tables}
 
 
+def test_each_step_down_keeps_the_files_and_up_again(ledger: Ledger) -> None:
+    """One revision back, and one more, as far as it goes: what was delivered stays delivered. Going back a release is a
+    restore all the same (`docs/fleet.md`): what the newer tables held is gone."""
+    run_id, route = ledger.begin_run("job", flight=None, device=None), ledger.route("job", "local:/archive")
+    crowd.enter(ledger, run_id, route, [crowd.version("a"), crowd.version("b")])
+    steps = [script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()]
+    assert steps[0] == migrate.HEAD and len(steps) >= 6
+    for below in steps[1:]:
+        with ledger._write() as c:
+            command.downgrade(config(c), below)
+        with ledger.engine.connect() as c:
+            assert migrate.revision(c) == below
+            assert sorted(c.execute(text("SELECT path FROM files")).scalars()) == ["a", "b"]
+    with ledger._write() as c:
+        assert migrate.upgrade(c) is True
+    assert sorted(row["path"] for row in ledger.files()) == ["a", "b"]
+
+
 def test_two_ledgers_have_two_identities(tmp_path: Path) -> None:
     with Ledger.open(f"sqlite:///{tmp_path / 'a'}") as a, Ledger.open(f"sqlite:///{tmp_path / 'b'}") as b:
         assert len(a.identity) == len(b.identity) == 36

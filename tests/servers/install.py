@@ -20,6 +20,8 @@ from tests.servers.postgres import DEBIAN
 
 PACKAGES = {
     "postgres": "postgresql",
+    "pg_dump": "postgresql-client",
+    "redis-server": "redis-server",
     "rsync": "rsync",
     "curl": "curl",
     "mount": "mount",
