@@ -81,6 +81,7 @@ class Fleet:
     def env(self, home: str) -> dict[str, str]:
         """The environment of what runs on a host."""
         own = {"ONBLOCK_HOME": str(self.folder / home / "onblock"), "PREFECT_HOME": str(self.folder / home / "prefect")}
+        (self.folder / home).mkdir(exist_ok=True)
         return {
             **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "ONBLOCK_"))}, **own,
             "PREFECT_API_URL": f"{self.url}/api", "ONBLOCK_LEDGER_URL": self.ledger_url,
@@ -100,7 +101,7 @@ class Fleet:
         info = server.info
         return {
             "type": "sftp-storage", "host": info["host"], "port": info["port"], "user": info["user"], "root": str(root),
-            "key_file": info["key"], "host_key": info["host_key"], "connect_timeout": 3, "io_timeout": 5, **keys,
+            "key_file": info["key"], "host_key": info["host_key"], "connect_timeout": 2, "io_timeout": 4, **keys,
         }  # fmt: skip
 
     def deploy(self, *jobs: Mapping[str, Any]) -> None:
@@ -117,11 +118,11 @@ class Fleet:
         return self.client.create_flow_run_from_deployment(self.client.read_deployment_by_name(f"transfer/{job}").id)
 
     def ended(self, run: FlowRun) -> FlowRun:
-        """The run, when it is over."""
+        """The run, when it is over; one that Crashed is not: it is started again."""
 
         def look() -> FlowRun | None:
             now = self.client.read_flow_run(run.id)
-            return now if now.state is not None and now.state.is_final() else None
+            return now if now.state is not None and now.state.is_final() and not now.state.is_crashed() else None
 
         return until(f"{run.name} that has ended", look, told=self.said) or run
 
