@@ -55,9 +55,9 @@ class Waiting:
 
 
 TWICE = (
-    "backup_gone", "begin_run", "claim", "claim_manifest", "cleaned", "cleared", "compare", "condemn_cleanup", "crowd",
+    "ask_turn", "backup_gone", "begin_run", "claim", "claim_manifest", "cleaned", "cleared", "compare", "condemn_cleanup", "crowd",
     "end_run", "enter", "finish", "heartbeat", "held", "holds_cleanup", "holds_manifest", "holds_retired", "judged",
-    "known_content", "manifest", "manifest_written", "mark_damaged", "mark_seen", "moor", "next_attempt", "note",
+    "known_content", "leave_line", "let_go", "manifest", "manifest_written", "mark_damaged", "mark_seen", "moor", "next_attempt", "note",
     "proven", "read_all", "recover_runs", "replaced", "requeue", "reserve", "reserved", "retired", "route", "settle_rows", "spared",
     "still_queued", "unmoor", "unretire", "wishes",
 )  # fmt: skip

@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID
@@ -104,14 +105,31 @@ class Fleet:
             "key_file": info["key"], "host_key": info["host_key"], "connect_timeout": 2, "io_timeout": 4, **keys,
         }  # fmt: skip
 
+    @contextmanager
+    def well(self) -> Iterator[None]:
+        """For a test, which is on the server's network. Afterwards all cables are well, and no run is left."""
+        with self.server.inside():
+            try:
+                yield
+            finally:
+                for host in self.hosts.values():
+                    host.slow(None)
+                    host.mend()
+                for run in self.client.read_flow_runs():
+                    self.client.delete_flow_run(run.id)
+
+    def python(self, *argv: str, given: object = None) -> None:
+        """Runs our Python on the server, with `given` as JSON on its standard input."""
+        command, data = [sys.executable, "-P", *argv], json.dumps(given)
+        done = subprocess.run(command, env=self.env("server"), cwd="/", input=data, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def deploy(self, *jobs: Mapping[str, Any]) -> None:
         """Registers jobs, as somebody does from the server."""
         paths = [self.folder / f"{job['name']}.yaml" for job in jobs]
         for path, job in zip(paths, jobs, strict=True):
             path.write_text(yaml.safe_dump({"settle": {"quiet": "0s"}, **job}))
-        command = [*PYTHON, "deployments.bootstrap", *map(str, paths)]
-        done = subprocess.run(command, env=self.env("server"), cwd="/", capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        self.python("-m", "deployments.bootstrap", *map(str, paths))
 
     def begin(self, job: str) -> FlowRun:
         """Asks for a run of a job."""
@@ -146,7 +164,8 @@ class Fleet:
 
 
 @pytest.fixture(scope="session")
-def _fleet() -> Iterator[Fleet]:
+def whole_fleet() -> Iterator[Fleet]:
+    """One for all tests; not on its network."""
     if not (postgres.installed() and openssh.installed()):
         pytest.skip("PostgreSQL or sshd is not installed: python -m tests.servers.install")
     with ExitStack() as stack:
@@ -157,51 +176,49 @@ def _fleet() -> Iterator[Fleet]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onblock-hosts-")))
         folder.chmod(0o755)  # the servers' accounts must reach it
         with hosts["server"].inside():
-            yield Fleet(hosts, folder, stack)
-            stack.pop_all().close()  # while we are there
+            fleet = Fleet(hosts, folder, stack)
+        yield fleet
+        with hosts["server"].inside():
+            stack.pop_all().close()
 
 
 @pytest.fixture
-def fleet(_fleet: Fleet) -> Iterator[Fleet]:
-    """All hosts are well when a test begins; its workers, and the runs that it leaves, are gone when it has ended."""
-    with _fleet.server.inside():
+def fleet(whole_fleet: Fleet) -> Iterator[Fleet]:
+    """Without workers; what a test starts is gone when it has ended."""
+    with whole_fleet.well():
         try:
-            yield _fleet
+            yield whole_fleet
         finally:
-            for host in _fleet.hosts.values():
-                host.slow(None)
-                if host in (_fleet.a, _fleet.b):
-                    host.power_cut()
-                host.mend()
-            for run in _fleet.client.read_flow_runs():
-                _fleet.client.delete_flow_run(run.id)
+            for host in (whole_fleet.a, whole_fleet.b):
+                host.power_cut()
 
 
 # -- what an sshd saw ---------------------------------------------------------------------------------------------
 
 
-_DID = re.compile(r'(open|close|forced close) "([^"]*)"(?: flags (\S+))?')
-_NAMED = re.compile(r'(?:posix-rename|rename|hardlink|link) old "[^"]*" new "([^"]*)"')
+_PUT = re.compile(r'open "([^"]*)" flags (?:\S*,)?WRITE')
+_NAMED = re.compile(r'(?:posix-rename|rename|hardlink|link) old "([^"]*)" new "([^"]*)"')
 
 
-def most_at_once(trail: Sequence[str], folder: Path, flag: str) -> int:
-    """How many files in a folder were open at a time, at most, to `READ` or `WRITE`."""
-    open_: Counter[str] = Counter()
-    most = 0
-    for line in trail:
-        if (did := _DID.match(line)) and did[2].startswith(f"{folder}/"):
-            if did[1] == "open" and did[3] is not None and flag in did[3].split(","):
-                open_[did[2]] += 1
-                most = max(most, open_.total())
-            elif did[1] != "open" and open_[did[2]]:
-                open_[did[2]] -= 1
-    return most
+def at_once(trail: Sequence[str], folder: Path, of: Callable[[str], str]) -> dict[str, int]:
+    """How many files were being brought to a folder at a time, at most, from when each was opened until it got its final
+    name: by what `of` says of that name."""
+    begun: dict[str, int] = {}
+    edges: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for number, line in enumerate(trail):
+        if put := _PUT.match(line):
+            begun.setdefault(put[1], number)
+        elif (got := _NAMED.match(line)) and got[2].startswith(f"{folder}/") and got[1] in begun:
+            edges[of(Path(got[2]).name)] += [(begun.pop(got[1]), 1), (number, -1)]
+    return {key: max(accumulate(step for _, step in sorted(found))) for key, found in edges.items()}
 
 
 def named(trail: Sequence[str], folder: Path) -> list[str]:
     """The names that files got in a folder, in that order: each time that something was put there under a final name."""
-    found = [did[1] for line in trail if (did := _NAMED.search(line))]
-    return [name.removeprefix(f"{folder}/") for name in found if name.startswith(f"{folder}/") and "/.onblock" not in name]
+    found = [got[2] for line in trail if (got := _NAMED.match(line))]
+    return [
+        name.removeprefix(f"{folder}/") for name in found if name.startswith(f"{folder}/") and "/.onblock" not in name
+    ]
 
 
 def told(value: object) -> str:

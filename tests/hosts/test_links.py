@@ -138,7 +138,10 @@ def test_a_worker_loses_its_power_and_another_goes_on(fleet: Fleet) -> None:
     fleet.worker(fleet.b)
     done = job.completed(run)
     assert done.run_count == 2
-    runs = [r["worker"].partition("/")[0] for r in fleet.ask("SELECT worker FROM runs WHERE job = %s ORDER BY started_at", job.name)]
+    runs = [
+        r["worker"].partition("/")[0]
+        for r in fleet.ask("SELECT worker FROM runs WHERE job = %s ORDER BY started_at", job.name)
+    ]
     assert runs == ["worker-a", "worker-b"]
     job.all_arrived_once()
     sent = device.sent() - sent

@@ -94,7 +94,13 @@ class Host:
         ]  # fmt: skip
         with log.open("ab") as out, self.inside():
             process = subprocess.Popen(
-                command, env=dict(env), cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command,
+                env=dict(env),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
         self._processes.append(process)
         return process
