@@ -72,7 +72,7 @@ def test_limits_of_devices_and_in_all(fleet: Fleet) -> None:
         limit(fleet, f"device:{device}", n)
     limit(fleet, "onblock", IN_ALL)
     fleet.deploy(*jobs)
-    fleet.hosts["device"].slow(SLOW)
+    fleet.hosts["storage"].slow(SLOW)
     completed(fleet, *(one["name"] for one in jobs))
     names = sorted(p.name for p in archive.iterdir())
     assert len(names) == 24 and sorted(named(fleet.storage.trail(), archive)) == names
@@ -105,7 +105,7 @@ def test_a_small_device_that_comes_late_does_not_starve(fleet: Fleet) -> None:
     greedy = [job(fleet, name, cards / name, place, 40) for name in ("greedy-1.a", "greedy-2.a")]
     limit(fleet, "onblock", IN_ALL)
     fleet.deploy(*greedy, job(fleet, "small.a", cards / "small", place, 2))
-    fleet.hosts["device"].slow(2 * SLOW)
+    fleet.hosts["storage"].slow(2 * SLOW)
 
     def delivered() -> list[str]:
         return [name.partition(".")[0] for name in named(fleet.storage.trail(), archive)]
