@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # -- two at a time ------------------------------------------------------------------------------------------------
 
 
-FIRST = ("prefect", "hdfs")
+FIRST = ("prefect", "hdfs", "hosts")
 """The groups that take longest: one for each of the two, and then the others fill up."""
 
 
@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
-        if group == "prefect":  # whose server may stand still for a minute, more than once
+        if group in ("prefect", "hosts"):  # whose server may stand still for a minute, more than once
             item.add_marker(pytest.mark.timeout(900))
     items.sort(key=lambda item: FIRST.index(groups[item]) if groups[item] in FIRST else len(FIRST))
 
@@ -95,6 +95,8 @@ def _group(item: pytest.Item) -> str:
         return "hdfs"
     if item.path.parent.name == "deployments":
         return "prefect"
+    if item.path.parent.name == "hosts":
+        return "hosts"
     return f"{item.path.stem} {place or ''}"
 
 

@@ -118,6 +118,19 @@ class Offer(Base):
     done: Mapped[bool] = mapped_column(Boolean, default=False)  # it has moved them, or written down why not
 
 
+class Turn(Base):
+    """A run that holds slots of tags, and since when it waits for one more (`turns.py`). Those of runs that have ended or
+    died count for nothing."""
+
+    __tablename__ = "turns"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    tags: Mapped[str] = mapped_column(Text, primary_key=True)  # JSON, sorted
+    held: Mapped[int] = mapped_column(Integer, default=0)
+    since: Mapped[int | None] = mapped_column(BigInteger)
+    asked_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class Hold(Base):
     """A job that somebody has paused."""
 

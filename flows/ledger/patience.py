@@ -55,10 +55,10 @@ class Waiting:
 
 
 TWICE = (
-    "drop_offers", "leader", "offer", "offer_done", "open_offers", "settled_offers", "take_offer", "withdraw_offers",
+    "ask_turn", "drop_offers", "leader", "offer", "offer_done", "open_offers", "settled_offers", "take_offer", "withdraw_offers",
     "backup_gone", "begin_run", "claim", "claim_manifest", "cleaned", "cleared", "compare", "condemn_cleanup", "crowd",
     "end_run", "enter", "finish", "heartbeat", "held", "holds_cleanup", "holds_manifest", "holds_retired", "judged",
-    "known_content", "manifest", "manifest_written", "mark_damaged", "mark_seen", "moor", "next_attempt", "note",
+    "known_content", "leave_line", "let_go", "manifest", "manifest_written", "mark_damaged", "mark_seen", "moor", "next_attempt", "note",
     "proven", "read_all", "recover_runs", "replaced", "requeue", "reserve", "reserved", "retired", "route", "settle_rows", "spared",
     "still_queued", "unmoor", "unretire", "wishes",
 )  # fmt: skip

@@ -57,6 +57,7 @@ from flows.ledger.retiring import Retiring
 from flows.ledger.rows import COLUMNS, MADE, Claim, Entered, Judged, NewFile, Outcome, Row, message_of, row_of
 from flows.ledger.runs import HEARTBEAT_S, LEASE_MS, crew
 from flows.ledger.states import ACTIVE, CLEANING, DONE, State, check_moves, sources
+from flows.ledger.turns import Turns
 from flows.ledger.wishes import CLEAR, Wish, Wishes, fulfil, with_products
 
 PROBLEM = "!problem"
@@ -134,7 +135,7 @@ def default_url() -> str:
 
 
 @once_more
-class Ledger(Manifests, Berths, Offers, Looking, Wishes, Overrides, Proofs, Products, Retiring):
+class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proofs, Products, Retiring):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
 
     def __init__(self, engine: Engine):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -28,6 +30,7 @@ from flows.transfer.run import TransferRun
 from flows.transfer.senders import CPU, Act, ByPrefect, Phase, Unfinished, destination_tags
 from flows.transfer.story import ACTS, all_well, carry_out, parts, told
 from flows.transfer.successor import schedule
+from flows.transfer.turns import Turns
 
 log = logging.getLogger("onblock.transfer")
 
@@ -78,7 +81,7 @@ def transfer(
     """
     from flows.transfer.report import PrefectWatcher
 
-    require_limits(job, device or job.device)
+    limits = require_limits(job, device or job.device)
     watcher = PrefectWatcher(job.name, str(flow_run.name), flight=flight, device=device or job.device)
     try:
         with (
@@ -87,7 +90,8 @@ def transfer(
                 job, ledger, flight=flight, device=device, watcher=watcher, flow_run_id=str(flow_run.id), leader=leader
             ) as run,
         ):
-            sender = ByPrefect(run, parts(run), TASKS)
+            turns = Turns(ledger, run.id, run.stop, limits, lambda: limits_now(limits))
+            sender = ByPrefect(run, parts(run), TASKS, turns)
             if leader is not None:
                 shipments = lend_a_hand(run, sender)
                 watcher.finish(run.meter)
@@ -131,15 +135,26 @@ def tags_needed(job: TransferJob, device: str | None) -> list[str]:
     return tags + ([CPU, *destination_tags(job.destinations)] if job.two_phases else [])
 
 
-def require_limits(job: TransferJob, device: str | None) -> None:
-    """Raise ConfigError unless the server limits our tags: a limit that is missing is silently no limit."""
+def require_limits(job: TransferJob, device: str | None) -> dict[str, int]:
+    """The limits of our tags. Raises ConfigError unless the server has them all: one that is missing is silently no limit."""
     with get_client(sync_client=True) as client:
+        found: dict[str, int] = {}
         for tag in tags_needed(job, device):
             try:
-                client.read_concurrency_limit_by_tag(tag)
+                found[tag] = client.read_concurrency_limit_by_tag(tag).concurrency_limit
             except ObjectNotFound as error:
                 raise ConfigError(
                     f"the Prefect server has no concurrency limit for the tag {tag!r}",
                     remedy="`onblock up JOB.yaml` makes it; so does "
                     f"`prefect concurrency-limit create {tag} {4 if tag == 'onblock' else 2}`",
                 ) from error
+        return found
+
+
+def limits_now(tags: Iterable[str]) -> dict[str, int]:
+    """The same once more, for who does with those that can be read now."""
+    found: dict[str, int] = {}
+    with get_client(sync_client=True) as client, contextlib.suppress(PrefectException, httpx.HTTPError):
+        for tag in tags:
+            found[tag] = client.read_concurrency_limit_by_tag(tag).concurrency_limit
+    return found

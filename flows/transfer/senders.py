@@ -24,6 +24,7 @@ from flows.transfer.reservations import free_at
 from flows.transfer.retry import TASK_JITTER, TASK_RETRY_DELAYS_S
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Shipment
+from flows.transfer.turns import Turns
 
 log = logging.getLogger("onblock.transfer")
 
@@ -189,12 +190,20 @@ class Here(Sender):
 class ByPrefect(Sender):
     """Tasks of the flow run we are in. The ledger, not the cache, has the last word on what is done."""
 
-    def __init__(self, run: TransferRun, parts: Sequence[Part], tasks: Mapping[Phase, Any]):
+    def __init__(self, run: TransferRun, parts: Sequence[Part], tasks: Mapping[Phase, Any], turns: Turns):
         super().__init__(run, parts)
         self._tasks = {phase: task.with_options(tags=tags_of(run, phase)) for phase, task in tasks.items()}
-        self._asking = threading.Lock()
+        self._asking, self._turns = threading.Lock(), turns
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        super().__exit__(kind, *exc)
+        self._turns.leave()
 
     def _act(self, phase: Phase, shipment: Shipment) -> None:
+        with self._turns.turn(tags_of(self.run, phase)):
+            self._carry_out(phase, shipment)
+
+    def _carry_out(self, phase: Phase, shipment: Shipment) -> None:
         state = self._submit(phase, self._tasks[phase], shipment)
         if state.name == "Cached" and self.run.ledger.still_queued(shipment.row_ids):
             state = self._submit(phase, self._tasks[phase].with_options(refresh_cache=True), shipment)

@@ -13,14 +13,17 @@ DEBIAN = "/usr/lib/postgresql/*/bin"
 
 
 class Postgres(Server):
-    """A server with the superuser `onblock`. `info`: host, port, user, password, url (of the database `postgres`)."""
+    """A server with the superuser `onblock`. `info`: host, port, user, password, url (of the database `postgres`).
+
+    Option: `address`, where it listens.
+    """
 
     stop_signal = signal.SIGINT  # "fast" shutdown: does not wait for clients to leave
 
     def launch(self) -> dict[str, Any]:
         user = "postgres" if os.geteuid() == 0 else None  # the server refuses to be root
         give(self.folder, user)
-        data = self.folder / "data"
+        data, address = self.folder / "data", self.options.get("address", LOOPBACK)
         # started again, it is the same server at the same address
         port, password = self.info.get("port") or free_port(), self.info.get("password") or secrets.token_hex(8)
         if not data.exists():
@@ -32,17 +35,19 @@ class Postgres(Server):
                 "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", user=user,
             )  # fmt: skip
             secret.unlink()
+            with (data / "pg_hba.conf").open("a") as who:
+                who.write("host all all samenet scram-sha-256\n")
         settings = {
-            "port": port, "listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "off",
+            "port": port, "listen_addresses": address, "unix_socket_directories": "", "fsync": "off",
             "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 200,
         }  # fmt: skip
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         self.spawn(_tool("postgres"), "-D", str(data), *flags, user=user)
-        ready = [_tool("pg_isready"), "-q", "-h", LOOPBACK, "-p", str(port), "-U", "onblock"]
+        ready = [_tool("pg_isready"), "-q", "-h", address, "-p", str(port), "-U", "onblock"]
         self.wait(lambda: self.run(*ready) == "")
         return {
-            "host": LOOPBACK, "port": port, "user": "onblock", "password": password,
-            "url": f"postgresql+psycopg://onblock:{password}@{LOOPBACK}:{port}/postgres",
+            "host": address, "port": port, "user": "onblock", "password": password,
+            "url": f"postgresql+psycopg://onblock:{password}@{address}:{port}/postgres",
         }  # fmt: skip
 
 

@@ -31,7 +31,9 @@ class Sshd(Server):
     """A server. `info`: host, port, user, plain, password, key, key_passphrase, passphrase, known_hosts, host_key.
 
     Options: `sftp="no"` (no such subsystem), `port`, `keys` (a folder of another Sshd whose keys it takes),
-    `small="2m"` (`info["small"]` is a tmpfs of that size, which only the server sees).
+    `small="2m"` (`info["small"]` is a tmpfs of that size, which only the server sees), `address` (where it listens).
+    With `trail="yes"` it writes down which files are opened, closed and renamed by SFTP, in that order: `trail()`; and it
+    gives up clients that are silent for 6 s.
     """
 
     stop_signal = signal.SIGKILL  # there is nothing it would have to save
@@ -40,7 +42,7 @@ class Sshd(Server):
         root = os.geteuid() == 0
         if root:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # compiled-in privilege separation directory
-        port = int(self.options.get("port") or free_port())
+        port, address = int(self.options.get("port") or free_port()), self.options.get("address", LOOPBACK)
         password = self._keys()
         uid, gid, plain = os.geteuid(), os.getegid(), PLAIN_UID if root else os.geteuid()
         home = self.folder / "home"
@@ -68,11 +70,11 @@ class Sshd(Server):
             script = f'mount -t tmpfs -o size={size},mode=777 tmpfs "$0" && exec "$@"'
             command = ["unshare", "-m", "sh", "-c", script, str(small), *command]
         self.spawn(*command, env=environment)
-        self.wait(lambda: socket.create_connection((LOOPBACK, port), 1).close() is None)
+        self.wait(lambda: socket.create_connection((address, port), 1).close() is None)
         host_key = (self.folder / "host.pub").read_text().rsplit(" ", 1)[0]
-        self._write("known_hosts", f"[{LOOPBACK}]:{port} {host_key}\n")
+        self._write("known_hosts", f"[{address}]:{port} {host_key}\n")
         return {
-            "host": LOOPBACK, "port": port, "user": "xfer", "plain": "plain", "password": password,
+            "host": address, "port": port, "user": "xfer", "plain": "plain", "password": password,
             "key": str(self.folder / "user"), "key_passphrase": str(self.folder / "locked"), "passphrase": password,
             "known_hosts": str(self.folder / "known_hosts"), "host_key": host_key, "home": str(home),
             "small": str(small), "folder": str(self.folder),
@@ -97,7 +99,7 @@ class Sshd(Server):
     def _config(self, port: int, users: list[str]) -> str:
         wrapper = " ".join(f"NSS_WRAPPER_{n.upper()}={self.folder / n}" for n in ("passwd", "group"))
         lines = [
-            f"ListenAddress {LOOPBACK}", f"Port {port}", f"HostKey {self.folder}/host", "PidFile none", "UsePAM no",
+            f"ListenAddress {self.options.get('address', LOOPBACK)}", f"Port {port}", f"HostKey {self.folder}/host", "PidFile none", "UsePAM no",
             f"AuthorizedKeysFile {self.folder}/authorized_keys", "StrictModes no", "UseDNS no", "PrintMotd no",
             "PasswordAuthentication yes", "KbdInteractiveAuthentication no", "PubkeyAuthentication yes",
             "PermitRootLogin yes", f"AllowUsers {' '.join(users)}", "MaxStartups 100", "MaxSessions 100",
@@ -106,6 +108,9 @@ class Sshd(Server):
         if self.options.get("sftp") != "no":
             # not internal-sftp where files are counted: the wrapper in it rewinds what has the number of a file it had open
             server = program("sftp-server", "/usr/lib/openssh")
+            if self.options.get("trail") == "yes":
+                server = f"{server} -e -l INFO 2>>{self.folder}/trail"
+                lines += ["ClientAliveInterval 2", "ClientAliveCountMax 3"]
             lines += [f"Subsystem sftp {server}", f"Match User bare\nForceCommand {server} -P {EXTENSIONS}"]
             lines += ["Match User sftponly,noshell\nForceCommand internal-sftp"]
         return "\n".join(lines) + "\n"
@@ -122,6 +127,11 @@ class Sshd(Server):
         with (self.folder / "authorized_keys").open("a") as file:
             file.write(path.with_suffix(".pub").read_text())
         return path
+
+    def trail(self) -> list[str]:
+        """What was done by SFTP, one line each, as OpenSSH writes it."""
+        path = self.folder / "trail"
+        return path.read_text("utf-8", "replace").splitlines() if path.exists() else []
 
     def new_folder(self) -> Path:
         """An empty folder below the server's, that its accounts can reach."""
