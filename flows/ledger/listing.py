@@ -170,6 +170,12 @@ class Listing(Connections):
             found = c.execute(select(Run.__table__).where(Run.id == run_id)).mappings().first()
         return None if found is None else dict(found)
 
+    def last_runs(self, most: int) -> list[dict[str, Any]]:
+        """The runs that began last, the newest first."""
+        query = select(Run.__table__).order_by(Run.started_at.desc()).limit(most)
+        with self._read() as c:
+            return [dict(r) for r in c.execute(query).mappings()]
+
     def routes(self) -> list[tuple[str, str]]:
         """(job, destination) of all there are."""
         with self._read() as c:
