@@ -66,6 +66,11 @@ class Bench:
     claims: list[Claim] = field(default_factory=list)
     pictures: list[Callable[[Path], None]] = field(default_factory=list)
     """Beside those that are made of the series: each writes one into a folder."""
+    storm_s: float = 30.0
+    """How long `claims` looks for deadlocks."""
+    devices: int = 60
+    within_s: float = 120.0
+    """Of `fleet`: so many flights end within so many seconds."""
     _small: Material | None = None
     _delivered: dict[str, tuple[Path, Path]] = field(default_factory=dict)
 
