@@ -94,7 +94,7 @@ def _drain(number: int, meet: Callable[[], None], url: str, route: int, ids: lis
     pages = [ids[start : start + PAGE] for start in range(0, len(ids), PAGE)]
     mine = pages[number::PROCESSES]
     random.Random(number).shuffle(mine)
-    others = [p for p in pages[(number + 1) % PROCESSES :: PROCESSES]][: len(mine) // 10]
+    others = pages[(number + 1) % PROCESSES :: PROCESSES][: len(mine) // 10]
     rows = asked = 0
     with Ledger.open(url) as ledger:
         run = ledger.begin_run("bench", flight=None, device=None)

@@ -41,6 +41,7 @@ from tests.benchmarks.console import SCENARIOS as CONSOLE
 from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
+from tests.benchmarks.million import SCENARIOS as MILLION
 from tests.benchmarks.phases import SCENARIOS as PHASES
 from tests.benchmarks.scenarios import SCENARIOS as LOCAL
 from tests.benchmarks.scenarios import Bench, must_fit
@@ -48,7 +49,7 @@ from tests.benchmarks.steps import SCENARIOS as STEPS
 from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
-SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **CLAIMS, **LATENCY, **FAR}
+SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **CLAIMS, **MILLION, **LATENCY, **FAR}
 ALONE = {"ledger", "memory", "million", "claims", "fleet", "console", "latency"}
 """Scenarios that compare onblock with no other program."""
 ROUNDS, QUICK_ROUNDS = 5, 3

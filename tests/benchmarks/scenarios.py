@@ -367,6 +367,7 @@ def space(names: list[str], rounds: int) -> tuple[int, int]:
         "c": SMALL_FILES * 4 + KNOWN_FILES * 3,
         "server": SMALL_FILES * (1 + 2 * rounds),
         "ledger": SMALL_FILES * (1 + rounds),
+        "million": 1_000_000,
         "memory": (BIG_FILES + BIG_FILES // 10) * 2,
         "sftp": FAR_FILES * (1 + 4 * rounds),
         "s3": FAR_FILES * (1 + 3 * rounds),
