@@ -38,6 +38,7 @@ from tests.benchmarks import report
 from tests.benchmarks.capture import SCENARIOS as CAPTURE
 from tests.benchmarks.claims import SCENARIOS as CLAIMS
 from tests.benchmarks.console import SCENARIOS as CONSOLE
+from tests.benchmarks.fleet import SCENARIOS as FLEET
 from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
@@ -49,7 +50,7 @@ from tests.benchmarks.steps import SCENARIOS as STEPS
 from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
-SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **CLAIMS, **MILLION, **LATENCY, **FAR}
+SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **CLAIMS, **MILLION, **FLEET, **LATENCY, **FAR}
 ALONE = {"ledger", "memory", "million", "claims", "fleet", "console", "latency"}
 """Scenarios that compare onblock with no other program."""
 ROUNDS, QUICK_ROUNDS = 5, 3
