@@ -40,7 +40,7 @@ SENDERS = 32
 EVERY_S = 2.0
 PATIENCE_S = 3600.0
 """So long after the last flight end all must be delivered."""
-OPEN = ("Scheduled", "Late", "Pending", "Running", "AwaitingRetry")
+OPEN = ("Scheduled", "Late", "Pending", "Submitting", "Running", "AwaitingRetry")
 PARTS = ("server", "PostgreSQL", "console", "workers", "runs")
 
 
@@ -175,6 +175,7 @@ def fleet(bench: Bench) -> None:
         finally:
             for process in reversed(started):
                 end(process, 60)
+            bench.pictures.append(lambda out, said=log.read_bytes(): out.joinpath("fleet-up.log").write_bytes(said))
         _tell(bench, simulated)
 
 
@@ -227,6 +228,8 @@ def _tell(bench: Bench, simulated: Fleet) -> None:
         bench.claim(f"{name}: processor time of {part} for each run; most memory (RSS)", f"{spent / runs:.2f} s; {max(s['rss'][part] for s in seen) / 1e6:.0f} MB", None, True)  # fmt: skip
     bench.claim(f"{name}: runs, and how they ended", f"{runs}: {last['runs']}", None, True)
     bad = {k: v for k, v in last["runs"].items() if k in ("Failed", "Crashed", "Cancelled")}
+    for state, count, said in _sql(simulated.prefect, _WHY):
+        bench.claim(f"{name}: a run ended {state}, in its attempt {count}", str(said)[:200], None, True)
     bench.claim(f"{name}: runs that failed or crashed", str(sum(bad.values())), "0", not bad)
     there = sum(1 for d in simulated.devices for f in (simulated.archive / f"F-{d}" / d / "DCIM").glob("*") if f.suffix in (".JPG", ".MP4"))  # fmt: skip
     rows = last["rows"]
@@ -235,6 +238,10 @@ def _tell(bench: Bench, simulated: Fleet) -> None:
     bench.pictures.append(lambda out: _picture(out, seen, name))
     if not whole:
         raise BenchError(f"{there} of {devices * files} files are there: {rows}")
+
+
+_WHY = """SELECT r.state_name, r.run_count, s.message FROM flow_run r JOIN flow_run_state s ON s.id = r.state_id
+    WHERE NOT r.auto_scheduled AND r.state_name <> 'Completed' LIMIT 20"""
 
 
 def _done_at(simulated: Fleet) -> list[tuple[str, int]]:
@@ -273,7 +280,7 @@ def _picture(out: Path, seen: list[dict[str, Any]], title: str) -> None:
         axis.legend(fontsize=8, loc="upper right")
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(out / "fleet.png", dpi=90)
+    figure.savefig(out / "fleet.png", dpi=70)
     plt.close(figure)
 
 
