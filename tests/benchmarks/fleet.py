@@ -175,7 +175,8 @@ def fleet(bench: Bench) -> None:
         finally:
             for process in reversed(started):
                 end(process, 60)
-            bench.pictures.append(lambda out, said=log.read_bytes(): out.joinpath("fleet-up.log").write_bytes(said))
+            said = log.read_bytes()
+            bench.pictures.append(lambda out: (out / "fleet-up.log").write_bytes(said) and None)
         _tell(bench, simulated)
 
 
