@@ -232,6 +232,25 @@ def doctor(
 
 
 @app.command()
+def support(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="Where to write it; never over a file that is there.")],
+    job: Annotated[Path | None, typer.Option(help="Also a JOB.yaml: its keys, and whether its storages can be reached.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Collect what somebody who is to help must know, in one file without secrets: see docs/support.md."""
+    from deployments.support import support as collect
+
+    packed = collect(file, job)
+    if as_json:
+        _print_json({"file": str(packed.file), "bytes": packed.bytes, "parts": packed.parts, "notes": packed.notes})
+        return
+    print(f"{packed.file}: {packed.bytes:,} bytes: {', '.join(packed.parts)}")
+    for note in packed.notes:
+        print(f"  not in it: {note}")
+    print("words that are not known to be harmless are marks in it; look through it before you give it away")
+
+
+@app.command()
 def up(
     jobs: Annotated[list[Path] | None, typer.Argument(metavar="[JOB.yaml ...]", help="Jobs to deploy.")] = None,
     host: Annotated[str, typer.Option(help="Address the server listens on.")] = "127.0.0.1",

@@ -86,6 +86,17 @@ def routes(office: Office, pulse: Pulse) -> APIRouter:
         """What happened to it, in order; the run that had it last; its lineage."""
         return office.history(number, who)
 
+    @api.get("/transfers/{number}/trace", tags=["look"])
+    def trace(who: Who, number: Number) -> dict[str, Any]:
+        """From a file back to what began it: destination and manifest, tasks and flow run with their addresses in Prefect,
+        and the webhook's event."""
+        return office.trace(number)
+
+    @api.get("/events/{event_id}", tags=["look"])
+    def event(who: Who, event_id: Annotated[str, Path(pattern="^[0-9a-f-]{36}$")]) -> dict[str, Any]:
+        """What became of a webhook, by the `event_id` of its answer: the runs it started, and their files."""
+        return office.event(event_id)
+
     @api.get("/recordings", tags=["look"])
     def recordings(
         who: Who, flight: Some = None, device: Some = None, job: Some = None, cursor: Cursor = None, limit: Limit = 50

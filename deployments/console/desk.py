@@ -52,9 +52,8 @@ class Desk:
         return kept, new
 
     def _tell(self, message: Message) -> None:
-        for event in message.events:
-            self.api.tell(event)
-        self.hooks.taken(message.id)
+        runs = {event["id"]: self.api.tell(event) for event in message.events}
+        self.hooks.taken(message, runs)
 
     def _keep_telling(self) -> None:
         wait = 0.0

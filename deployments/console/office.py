@@ -5,7 +5,9 @@ Who may ask for it is in `guard.py`, how it is asked in `api.py` and `pages.py`.
 from __future__ import annotations
 
 import json
+import logging
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,21 @@ from deployments.console.here import Here
 from deployments.console.server_view import LEVELS, RUNS_OF_DEVICE, ServerView
 from deployments.console.shown import iso, row_as_json
 from flows.ledger import Ledger
+from flows.ledger.hooks import Hooks, Told
 from flows.ledger.listing import LARGEST_ID, Listing, Page, Wanted
 from flows.ledger.looking import DELIVERED
 from flows.ledger.overrides import Override
 from flows.ledger.store import now_ms
 from flows.ledger.tallies import Tallies
+from flows.starts import Refused
 from flows.transfer.gate import override
+
+log = logging.getLogger("onblock.console")
 
 PATIENCE_S = 2.0
 """So long a ledger that is away is waited for: people see that it is."""
+MOST_OF_EVENT = 100
+"""Files of an event that are told."""
 DEEPEST = 50
 """What devices tell is looked into so deep."""
 _LINE = re.compile(r"\S+ \S+ (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
@@ -46,6 +54,8 @@ class Office:
         tallies = Tallies(ledger.engine)
         tallies.patience_s = PATIENCE_S
         self.figures = Figures(self.listing, tallies)
+        self.hooks = Hooks(ledger.engine)
+        self.hooks.patience_s = PATIENCE_S
         self._here = Here()
 
     # -- transfers ----------------------------------------------------------------------------------------------------
@@ -63,7 +73,13 @@ class Office:
         row = self.row(number)
         told, origins, products = self.listing.lineage(number)
         run = self.listing.run(row["run_id"]) if row["run_id"] else None
-        events = [(row["queued_at"], "queued", f"attempt {row['attempt']}" if row["attempt"] else "")]
+        cause = self._cause(row, run)
+        events = (
+            []
+            if cause is None
+            else [(cause.received_at, f"webhook {cause.message.name}", f"of {cause.message.sender}")]
+        )
+        events += [(row["queued_at"], "queued", f"attempt {row['attempt']}" if row["attempt"] else "")]
         if run is not None:
             events.append((run["started_at"], "run begins", f"run {run['id']} on {run['worker'].partition(':')[0]}"))
             if run["ended_at"] is not None:
@@ -83,9 +99,70 @@ class Office:
         return {
             "transfer": row_as_json(row),
             "events": [{"at": iso(at), "what": what, "detail": names.display(text)} for at, what, text in sorted(events)],
-            "run": None if run is None else _run_as_json(run),
-            "lineage": {"made_of": origins, "made_into": products, "told": _shown(json.loads(told)) if told else None},
+            "run": None if run is None else self._run(run), "event": None if cause is None else _event_as_json(cause, row["device"]),
+            "manifest": self._manifest(number), "lineage": {"made_of": origins, "made_into": products, "told": _shown(json.loads(told)) if told else None},
         }  # fmt: skip
+
+    def trace(self, number: int) -> dict[str, Any]:
+        """From a file back to what began it: its place and manifest, the tasks that were at work on it, the run, and the
+        webhook. What Prefect knows is left out while it is away. Raises NotFound."""
+        row = self.row(number)
+        run = self.listing.run(row["run_id"]) if row["run_id"] else None
+        cause = self._cause(row, run)
+        flow_run = None if run is None else run["flow_run_id"]
+        return {
+            "transfer": row_as_json(row), "manifest": self._manifest(number),
+            "tasks": [] if flow_run is None else self._tasks(flow_run, row["done_at"]),
+            "run": None if run is None else self._run(run),
+            "event": None if cause is None else _event_as_json(cause, row["device"]),
+        }  # fmt: skip
+
+    def event(self, event_id: str) -> dict[str, Any]:
+        """From a webhook's answer to what became of it: its runs, and the files that they had last, the newest hundred.
+        Raises NotFound."""
+        told = self.hooks.of_event(event_id)
+        if told is None:
+            raise NotFound(f"there is no event {names.display(event_id)}", remedy="it is kept for 90 days")
+        [event] = [e for e in told.message.events if e["id"] == event_id]
+        device = event["payload"].get("device")
+        runs = self.listing.runs_of(event.get("runs") or [])
+        ours = {r["id"] for r in runs}
+        wanted = Wanted(flight=told.message.flight, device=device)
+        rows = self.listing.page(wanted, limit=MOST_OF_EVENT).rows if ours else []
+        return {
+            **_event_as_json(told, device), "answer": told.message.answer, "runs": [self._run(r) for r in runs],
+            "waiting_runs": [self._link(r) for r in sorted(set(event.get("runs") or []) - {r["flow_run_id"] for r in runs})],
+            "transfers": [row_as_json(r) for r in rows if r["run_id"] in ours],
+        }  # fmt: skip
+
+    def _cause(self, row: dict[str, Any], run: dict[str, Any] | None) -> Told | None:
+        """The message that began what happened to a row."""
+        return self.hooks.of_run(None if run is None else run["flow_run_id"], row["flight"], row["device"])
+
+    def _manifest(self, number: int) -> str | None:
+        found = self.listing.manifest_of(number)
+        return None if found is None else names.display(names.from_text(found))
+
+    def _run(self, run: dict[str, Any]) -> dict[str, Any]:
+        return _run_as_json(run) | {"url": self._link(run["flow_run_id"])["url"] if run["flow_run_id"] else None}
+
+    def _link(self, flow_run: str, task: str | None = None) -> dict[str, Any]:
+        """Where Prefect shows it."""
+        ui, where = self.server.ui_url, f"runs/flow-run/{flow_run}" if task is None else f"runs/task-run/{task}"
+        return {"id": task or flow_run, "url": f"{ui}/{where}" if ui else None}
+
+    def _tasks(self, flow_run: str, done_at: int | None) -> list[dict[str, Any]]:
+        """The tasks of a run that were at work when a file was done; all of them where it is not. Shipments, not files, are
+        Prefect's tasks: of several at a time, one had it."""
+        try:
+            found = self.server.tasks(flow_run)
+        except (OnblockError, Refused) as error:
+            log.warning("the tasks of a run are not told: %s", error)
+            return []
+        if done_at is not None:
+            at = datetime.fromtimestamp(done_at / 1000, UTC)
+            found = [t for t in found if t["began"] is not None and t["began"] <= at <= (t["ended"] or at)] or found
+        return [{"name": names.display(t["name"]), "state": t["state"], **self._link(flow_run, t["id"])} for t in found]
 
     def want(self, what: str, meant: wanted.Meant, who: str) -> wanted.Done:
         """Pause, resume, cancel, retry. Raises ConfigError, NotFound."""
@@ -249,6 +326,15 @@ def _run_as_json(run: dict[str, Any]) -> dict[str, Any]:
         "id": run["id"], "job": run["job"], "flight": run["flight"], "device": run["device"], "worker": run["worker"],
         "flow_run_id": run["flow_run_id"], "started_at": iso(run["started_at"]), "ended_at": iso(run["ended_at"]),
         "heartbeat_at": iso(run["heartbeat_at"]),
+    }  # fmt: skip
+
+
+def _event_as_json(told: Told, device: str | None) -> dict[str, Any]:
+    message = told.message
+    about = [e for e in message.events if e["payload"].get("device") == device] or message.events
+    return {
+        "event_id": about[0]["id"], "hook": message.name, "sender": message.sender, "flight": message.flight,
+        "device": device, "received_at": iso(told.received_at), "told": message.done, "flow_runs": about[0].get("runs") or [],
     }  # fmt: skip
 
 

@@ -219,6 +219,18 @@ class ServerView:
             for one in self.api.call("/logs/filter", asked)
         ])  # fmt: skip
 
+    def tasks(self, flow_run: str) -> list[dict[str, Any]]:
+        """The tasks of a run: id, name, state, when each began and ended. Raises NetworkError, Refused."""
+        asked = {"flow_runs": {"id": {"any_": [flow_run]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+        return _understood(lambda: [
+            {
+                "id": str(t["id"]), "name": str(t["name"]), "state": t.get("state_name"),
+                "began": _moment(t["start_time"]) if t.get("start_time") else None,
+                "ended": _moment(t["end_time"]) if t.get("end_time") else None,
+            }
+            for t in self.api.call("/task_runs/filter", asked)
+        ])  # fmt: skip
+
     def trouble(self) -> str | None:
         """Why what is shown may be old; None if it is not."""
         try:

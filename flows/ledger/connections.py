@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, ColumnElement, Connection, Engine, Table, any_, cast, func, literal, select
@@ -86,9 +87,17 @@ class Connections:
         """Put rows into a temporary table of this connection, at the driver's own speed."""
         c.execute(CreateTable(table, if_not_exists=True))
         c.exec_driver_sql(f"DELETE FROM {table.name}")
-        marks = ", ".join([self._placeholder] * len(table.columns))
-        if rows:
+        if not rows:
+            return
+        if self._sqlite:
+            marks = ", ".join([self._placeholder] * len(table.columns))
             c.exec_driver_sql(f"INSERT INTO {table.name} VALUES ({marks})", rows)
+            return
+        # a statement with a list for each column, and not one for each row: half the work, of both sides
+        kinds = (column.type.compile(c.dialect) for column in table.columns)
+        lists = ", ".join(f"{self._placeholder}::{kind}[]" for kind in kinds)
+        columns = tuple([v.value if isinstance(v, Enum) else v for v in values] for values in zip(*rows, strict=True))
+        c.exec_driver_sql(f"INSERT INTO {table.name} SELECT * FROM unnest({lists})", columns)
 
     def _among(self, column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
         """Whether a column is one of these. One parameter however many there are, so that the statement is always the

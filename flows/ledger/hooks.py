@@ -6,9 +6,10 @@ Checking and answering them is in `deployments/console`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
 from flows.ledger.connections import Connections, now_ms
 from flows.ledger.models import File, Hook
@@ -31,6 +32,15 @@ class Message(NamedTuple):
     answer: dict[str, Any]
     done: bool = False
 
+
+class Told(NamedTuple):
+    """A message, and when it came (ms since the epoch)."""
+
+    message: Message
+    received_at: int
+
+
+NOTHING: Mapping[str, Sequence[str]] = {}
 
 _COLUMNS = (
     Hook.id, Hook.sender, Hook.key, Hook.signature, Hook.name, Hook.flight, Hook.events, Hook.answer, Hook.done_at
@@ -69,10 +79,34 @@ class Hooks(Connections):
             found = c.execute(select(*_COLUMNS).where(Hook.sender == sender, Hook.signature == signature)).first()
         return _message(found) if found else None
 
-    def taken(self, message_id: str) -> None:
-        """Prefect has taken all of it."""
+    def taken(self, message: Message, runs: Mapping[str, Sequence[str]] = NOTHING) -> None:
+        """Prefect has taken all of it; `runs` are the flow runs that each event has started, by its id."""
+        told = json.dumps([event | {"runs": list(runs.get(event["id"], ()))} for event in message.events])
         with self._write() as c:
-            c.execute(update(Hook).where(Hook.id == message_id, Hook.done_at.is_(None)).values(done_at=now_ms()))
+            c.execute(
+                update(Hook).where(Hook.id == message.id, Hook.done_at.is_(None)).values(done_at=now_ms(), events=told)
+            )
+
+    def of_event(self, event_id: str) -> Told | None:
+        """The message that told an event, as its sender was answered with."""
+        return self._told(Hook.events.contains(f'"id": "{event_id}"', autoescape=True))
+
+    def of_run(self, flow_run_id: str | None, flight: str | None, device: str | None) -> Told | None:
+        """The message that started a flow run; of a run that another one has left its work to, that of its flight and
+        device. The last one, where there are several."""
+        found = None
+        if flow_run_id is not None:
+            found = self._told(Hook.events.contains(f'"{flow_run_id}"', autoescape=True))
+        if found is None and flight is not None and device is not None:
+            about = Hook.events.contains(f'"onblock.device.{device}"', autoescape=True)
+            found = self._told(and_(Hook.flight == flight, about))
+        return found
+
+    def _told(self, which: ColumnElement[bool]) -> Told | None:
+        query = select(*_COLUMNS, Hook.received_at).where(which).order_by(Hook.received_at.desc()).limit(1)
+        with self._read() as c:
+            row = c.execute(query).first()
+        return None if row is None else Told(_message(row), row.received_at)
 
     def waiting(self, older_than_ms: int = 0) -> list[Message]:
         """Messages that Prefect has not taken, the oldest first; and those that were dealt with long ago are forgotten."""

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select
 
 from blocks import names
 from flows.ledger.connections import Connections
-from flows.ledger.models import File, Product, Route, Run
+from flows.ledger.models import File, Manifest, Product, Route, Run
 from flows.ledger.states import ACTIVE, DONE, State
 
 BUDGET_S = 0.1
@@ -169,6 +169,24 @@ class Listing(Connections):
         with self._read() as c:
             found = c.execute(select(Run.__table__).where(Run.id == run_id)).mappings().first()
         return None if found is None else dict(found)
+
+    def manifest_of(self, row_id: int) -> str | None:
+        """The path, at its destination, of the manifest that names a file."""
+        query = select(Manifest.path).join(File, File.manifest_id == Manifest.id).where(File.id == row_id)
+        with self._read() as c:
+            return c.execute(query).scalar()
+
+    def runs_of(self, flow_run_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What these flow runs of Prefect's were in the ledger, in the order in which they began."""
+        query = select(Run.__table__).where(Run.flow_run_id.in_(list(flow_run_ids))).order_by(Run.started_at)
+        with self._read() as c:
+            return [dict(r) for r in c.execute(query).mappings()]
+
+    def last_runs(self, most: int) -> list[dict[str, Any]]:
+        """The runs that began last, the newest first."""
+        query = select(Run.__table__).order_by(Run.started_at.desc()).limit(most)
+        with self._read() as c:
+            return [dict(r) for r in c.execute(query).mappings()]
 
     def routes(self) -> list[tuple[str, str]]:
         """(job, destination) of all there are."""

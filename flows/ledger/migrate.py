@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 
 from blocks.errors import ConfigError
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision. Named here so that opening a ledger that is up to date need not import alembic (0.4 s)."""
 
 

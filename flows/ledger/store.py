@@ -134,6 +134,19 @@ def default_url() -> str:
     return os.environ.get("ONBLOCK_LEDGER_URL") or f"sqlite:///{home() / 'ledger.db'}"
 
 
+def engine_of(url: str, *, create: bool = True) -> Engine:
+    """The database at a URL, its tables as they are. Raises ConfigError for one that is none."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        return make_engine(parsed, create)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
+        # without its cause: a mangled URL is quoted there, and the password may be anywhere in it
+        why = "its port is no number" if type(error) is ValueError else error
+        raise ConfigError(f"the ledger cannot be opened: {why}", remedy=HOW_TO_NAME_IT) from None
+
+
 @once_more
 class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proofs, Products, Retiring):
     """The database. Open it with `Ledger.open()`; close it, or use it as a context manager."""
@@ -145,17 +158,7 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
     @classmethod
     def open(cls, url: str | None = None, *, create: bool = True) -> Self:
         """Connect, and bring the tables up to date. Without `create`, a missing SQLite file is an empty ledger in memory."""
-        url = url or default_url()
-        try:
-            parsed = make_url(url)
-            if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
-                parsed = parsed.set(drivername="postgresql+psycopg")
-            engine = make_engine(parsed, create)
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, ValueError) as error:
-            # without its cause: a mangled URL is quoted there, and the password may be anywhere in it
-            why = "its port is no number" if type(error) is ValueError else error
-            raise ConfigError(f"the ledger cannot be opened: {why}", remedy=HOW_TO_NAME_IT) from None
-        ledger = cls(engine)
+        ledger = cls(engine_of(url or default_url(), create=create))
         if not ledger._sqlite:  # an address that leads nowhere is told at once
             ledger.patience_s = 0.0
         try:

@@ -11,6 +11,9 @@
     steps   transcode, zstd and gzip: ffmpeg (`python -m tests.servers.install bench` brings it), zstd, Python's gzip
     capture two cameras and a sensor: CPU, memory, SIGKILL, a camera that is copied, merging (see `capture.py`)
     console pages and API over a ledger of 1,000,000 rows; 50 pages that are open while 4 transfers run
+    claims  rows a second that 8 processes claim of one ledger on PostgreSQL, and deadlocks (`--storm S`: 30 s)
+    million 1,000,000 files of 1 KiB are planned: memory and processor time
+    fleet   devices whose flights end (`--devices N`, 60; `--within S`, 120 s): webhooks, runs, server, ledger
     latency seconds from a webhook to the first byte from a camera, with `onblock up` running
     crew    5,000 small files to S3, by one worker and by four
     idle    processor time and memory of `onblock up` and `onblock agent` that have nothing to do
@@ -35,12 +38,15 @@ from types import FrameType
 
 from tests.benchmarks import report
 from tests.benchmarks.capture import SCENARIOS as CAPTURE
+from tests.benchmarks.claims import SCENARIOS as CLAIMS
 from tests.benchmarks.console import SCENARIOS as CONSOLE
 from tests.benchmarks.crew import SCENARIOS as CREW
 from tests.benchmarks.idle import SCENARIOS as IDLE
+from tests.benchmarks.fleet import SCENARIOS as FLEET
 from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
+from tests.benchmarks.million import SCENARIOS as MILLION
 from tests.benchmarks.phases import SCENARIOS as PHASES
 from tests.benchmarks.scenarios import SCENARIOS as LOCAL
 from tests.benchmarks.scenarios import Bench, must_fit
@@ -48,7 +54,20 @@ from tests.benchmarks.steps import SCENARIOS as STEPS
 from tests.benchmarks.storages import SCENARIOS as FAR
 from tests.benchmarks.tools import Tools, program
 
-SCENARIOS = {**LOCAL, **PHASES, **STEPS, **CAPTURE, **CONSOLE, **LATENCY, **CREW, **IDLE, **FAR}
+SCENARIOS = {
+    **LOCAL,
+    **PHASES,
+    **STEPS,
+    **CAPTURE,
+    **CONSOLE,
+    **LATENCY,
+    **CREW,
+    **IDLE,
+    **CLAIMS,
+    **MILLION,
+    **FLEET,
+    **FAR,
+}
 ROUNDS, QUICK_ROUNDS = 5, 3
 
 
@@ -61,6 +80,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()), help="where to work: a disk with room"
     )
+    parser.add_argument(
+        "--storm", type=float, default=30, metavar="S", help="seconds that `claims` looks for deadlocks (30)"
+    )
+    parser.add_argument("--devices", type=int, default=60, metavar="N", help="flights that end in `fleet` (60)")
+    parser.add_argument("--within", type=float, default=120, metavar="S", help="seconds in which they do (120)")
     given = parser.parse_args(argv)
     given.names = list(SCENARIOS)
     if given.only:
@@ -76,7 +100,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         given.work.mkdir(parents=True, exist_ok=True)
         must_fit(given.work, given.names, rounds)
-        for name in ("rclone", "rsync", "cp", "sha256sum", "prefect", "sftp", "s5cmd", "curl"):
+        for name in (
+            ()
+            if set(given.names) <= ALONE
+            else ("rclone", "rsync", "cp", "sha256sum", "prefect", "sftp", "s5cmd", "curl")
+        ):
             program(name)
     except (BenchError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -91,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     work = Path(tempfile.mkdtemp(prefix="onblock-bench-", dir=given.work)).resolve()
-    bench = Bench(Tools(work), rounds, tell)
+    bench = Bench(Tools(work), rounds, tell, storm_s=given.storm, devices=given.devices, within_s=given.within)
     try:
         code = _measured(bench, given.names)
         _tell_results(bench, given.out, whole=not code)

@@ -66,6 +66,11 @@ class Bench:
     claims: list[Claim] = field(default_factory=list)
     pictures: list[Callable[[Path], None]] = field(default_factory=list)
     """Beside those that are made of the series: each writes one into a folder."""
+    storm_s: float = 30.0
+    """How long `claims` looks for deadlocks."""
+    devices: int = 60
+    within_s: float = 120.0
+    """Of `fleet`: so many flights end within so many seconds."""
     _small: Material | None = None
     _delivered: dict[str, tuple[Path, Path]] = field(default_factory=dict)
 
@@ -362,6 +367,7 @@ def space(names: list[str], rounds: int) -> tuple[int, int]:
         "c": SMALL_FILES * 4 + KNOWN_FILES * 3,
         "server": SMALL_FILES * (1 + 2 * rounds),
         "ledger": SMALL_FILES * (1 + rounds),
+        "million": 1_000_000,
         "memory": (BIG_FILES + BIG_FILES // 10) * 2,
         "sftp": FAR_FILES * (1 + 4 * rounds),
         "s3": FAR_FILES * (1 + 3 * rounds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymen
 from prefect.client.schemas.objects import FlowRun
 from pydantic import SecretStr
 
+from blocks.home import home
 from blocks.sender import WebhookSender
 from deployments.bootstrap import bootstrap
 from deployments.console.connections import MOST_OF_ONE
@@ -73,10 +75,10 @@ class Caller:
         until(f"{name} is taken", taken, 240)
 
 
-def start_console(**env: str) -> tuple[subprocess.Popen[bytes], str]:
+def start_console(*more: str, **env: str) -> tuple[subprocess.Popen[bytes], str]:
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "deployments.console", "--port", str(port)],
+        [sys.executable, "-P", "-m", "deployments.console", "--port", str(port), *more],
         env={**os.environ, **env}, cwd="/", stdin=subprocess.DEVNULL,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
@@ -206,6 +208,60 @@ def test_a_flight_ends_and_its_files_arrive_once(
         )  # type: ignore
         assert {r.state.message for r in runs_of(client, "flight-end")} == {"1 delivered", "0 delivered, 1 duplicates"}  # type: ignore
         assert camera.sent.total() == sent
+
+
+def test_a_flight_is_followed_by_the_api_alone(
+    api: str, sender: None, worker: Callable[[str], Path], write_job: WriteJob, tmp_path: Path
+) -> None:
+    """From the webhook's answer to the file and its manifest, and back; what is asked is the console, and then Prefect."""
+    device, ui = "followed-1", api.removesuffix("/api")
+    job = write_job("followed", device=device, path="{flight}/{device}/{path}", settle={"quiet": "0s"})
+    (tmp_path / "card" / "DCIM").mkdir(parents=True)
+    put(tmp_path / "card" / "DCIM", "clip.mp4", b"moving pictures" * 1000)
+    bootstrap([job])
+    worker(POOL)
+    process, url = start_console("--ui", ui)
+    try:
+        answer = Caller(url).send("flight-end", {"flight": "F077", "device": device})
+        assert answer.status_code == 202, answer.text
+        event_id = answer.json()["event_id"]
+        token = (home() / "console" / "admin.token").read_text().strip()
+        with httpx.Client(base_url=f"{url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60) as v1:
+
+            def told() -> dict[str, Any] | None:
+                found = v1.get(f"/events/{event_id}").raise_for_status().json()
+                return found if any(t["state"] == "VERIFIED" for t in found["transfers"]) else None
+
+            found = until("the file of that event", told)
+            assert (found["hook"], found["sender"], found["flight"], found["device"]) == (
+                "flight-end",
+                "fc1",
+                "F077",
+                device,
+            )
+            [run], [file] = found["runs"], found["transfers"]
+            assert found["flow_runs"] == [run["flow_run_id"]]
+            assert run["url"] == f"{ui}/runs/flow-run/{run['flow_run_id']}"
+
+            def traced() -> dict[str, Any] | None:  # Prefect writes its tasks down a second later
+                found = v1.get(f"/transfers/{file['id']}/trace").raise_for_status().json()
+                return found if found["tasks"] else None
+
+            back = until("the task that had it", traced)
+            assert v1.get(f"/transfers/{file['id']}/history").json()["events"][0]["what"] == "webhook flight-end"
+            assert v1.get("/events/00000000-0000-0000-0000-000000000000").status_code == 404
+        assert back["event"]["event_id"] == event_id
+        assert (back["run"]["id"], back["run"]["flow_run_id"]) == (run["id"], run["flow_run_id"])
+        [task] = back["tasks"]
+        assert task["url"] == f"{ui}/runs/task-run/{task['id']}"
+        whose = httpx.get(f"{api}/task_runs/{task['id']}", timeout=150).raise_for_status().json()["flow_run_id"]
+        assert whose == run["flow_run_id"]
+        delivered = Path(back["transfer"]["destination"].partition(":")[2]) / back["transfer"]["dest_path"]
+        assert hashlib.sha256(delivered.read_bytes()).hexdigest() == back["transfer"]["sha256"]
+        manifest = Path(back["transfer"]["destination"].partition(":")[2]) / back["manifest"]
+        assert back["transfer"]["sha256"] in manifest.read_text()
+    finally:
+        end(process)
 
 
 def test_an_event_from_elsewhere_is_for_the_automation(

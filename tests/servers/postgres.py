@@ -1,4 +1,4 @@
-"""PostgreSQL as Debian packages it, in a state folder. Quick, not durable: fsync is off."""
+"""PostgreSQL as Debian packages it, in a state folder. Quick, not durable: fsync is off, unless `durable` is asked for."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ class Postgres(Server):
             with (data / "pg_hba.conf").open("a") as who:
                 who.write("host all all samenet scram-sha-256\n")
         settings = {
-            "port": port, "listen_addresses": address, "unix_socket_directories": "", "fsync": "off",
-            "synchronous_commit": "off", "full_page_writes": "off", "max_connections": 200,
+            "port": port, "listen_addresses": address, "unix_socket_directories": "", "max_connections": 200,
         }  # fmt: skip
+        if not self.options.get("durable"):
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         flags = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         self.spawn(_tool("postgres"), "-D", str(data), *flags, user=user)
         ready = [_tool("pg_isready"), "-q", "-h", address, "-p", str(port), "-U", "onblock"]
