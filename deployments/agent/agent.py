@@ -422,7 +422,8 @@ def environment(given: Mapping[str, str], settings_file: Path | None) -> dict[st
     """The environment of the worker. What the user set stays."""
     env = {
         "ONBLOCK_HOME": str(home()), "PREFECT_HOME": str(home() / "prefect"), "DO_NOT_TRACK": "1",
-        "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", **given,
+        "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500", **given,  # see deployments/server_settings.py
     }  # fmt: skip
     if settings_file is not None:
         env[SETTINGS] = str(settings_file.resolve())

@@ -41,8 +41,8 @@ from tests.benchmarks.capture import SCENARIOS as CAPTURE
 from tests.benchmarks.claims import SCENARIOS as CLAIMS
 from tests.benchmarks.console import SCENARIOS as CONSOLE
 from tests.benchmarks.crew import SCENARIOS as CREW
-from tests.benchmarks.idle import SCENARIOS as IDLE
 from tests.benchmarks.fleet import SCENARIOS as FLEET
+from tests.benchmarks.idle import SCENARIOS as IDLE
 from tests.benchmarks.latency import SCENARIOS as LATENCY
 from tests.benchmarks.material import small
 from tests.benchmarks.measure import BenchError
