@@ -68,6 +68,8 @@ SCENARIOS = {
     **FLEET,
     **FAR,
 }
+ALONE = {"ledger", "memory", "million", "claims", "fleet", "crew", "idle", "console", "latency"}
+"""Scenarios that compare onblock with no other program."""
 ROUNDS, QUICK_ROUNDS = 5, 3
 
 
