@@ -32,6 +32,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
+from deployments import anew
 from deployments.calls import Calls
 from deployments.lasting import outlast_restarts
 from deployments.server import POOL
@@ -197,11 +198,12 @@ async def work(pool: str) -> None:
     )  # fmt: skip
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     worker.calls = Calls()
-    listener = asyncio.create_task(worker.calls.listen())
+    beside = [asyncio.create_task(worker.calls.listen()), asyncio.create_task(anew.watch(pool))]
     try:
         await worker.start(printer=print)
     finally:
-        listener.cancel()
+        for one in beside:
+            one.cancel()
 
 
 def main() -> None:
