@@ -28,12 +28,13 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     pool: Annotated[str, typer.Argument(help="The work pool whose runs it takes.")] = "onblock",
-) -> None:
+    limit: Annotated[int | None, typer.Option(min=1, help="So many runs at a time; if not given, as many as there are.")] = None,
+) -> None:  # fmt: skip
     """Work off the runs of a pool, for the Prefect server at PREFECT_API_URL, until a signal ends it."""
     if not os.environ.get(LEDGER):  # nobody else would see what it delivers
         print(f"note: {LEDGER} is not set: the ledger is of this machine alone", file=sys.stderr)
     _server()
-    _become("deployments.worker", pool)
+    _become("deployments.worker", pool, *([] if limit is None else [str(limit)]))
 
 
 def console(

@@ -1,4 +1,4 @@
-"""The worker of `onblock up`: Prefect's process worker, whose runs begin warm. `python -m deployments.worker POOL`.
+"""The worker of `onblock up`: Prefect's process worker, whose runs begin warm. `python -m deployments.worker POOL [LIMIT]`.
 
 A flow run in a new Python spends 4-7 s on imports. Here a server of forks (Python's own `forkserver`) has imported all
 of it, and each run is a fork of it: a process and a session of its own, as with Prefect's worker. Everything else is
@@ -189,11 +189,11 @@ def _begin_to_warm() -> None:
     forkserver.ensure_running()
 
 
-async def work(pool: str) -> None:
-    """Poll a pool until a signal ends it."""
+async def work(pool: str, limit: int | None = None) -> None:
+    """Poll a pool until a signal ends it, and have so many of its runs at a time."""
     settings: Any = get_current_settings().worker
     worker = WarmWorker(
-        work_pool_name=pool, prefetch_seconds=settings.prefetch_seconds,
+        work_pool_name=pool, limit=limit, prefetch_seconds=settings.prefetch_seconds,
         heartbeat_interval_seconds=int(settings.heartbeat_seconds),
     )  # fmt: skip
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
@@ -207,13 +207,13 @@ async def work(pool: str) -> None:
 
 
 def main() -> None:
-    """The command: the pool as its argument."""
+    """The command: the pool as its argument, and how many runs at a time."""
     # Prefect makes of every signal to end a SIGINT, which a shell's background jobs ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_to_warm()
     outlast_restarts()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(work(sys.argv[1] if len(sys.argv) > 1 else POOL))
+        asyncio.run(work(sys.argv[1] if len(sys.argv) > 1 else POOL, int(sys.argv[2]) if len(sys.argv) > 2 else None))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
@@ -30,14 +30,22 @@ class Hired:
     def __init__(self, run: TransferRun):
         self._run = run
         self._ids: list[UUID] = []
-        with get_client(sync_client=True) as client:
-            self._this = client.read_flow_run(UUID(str(flow_run.id)))
-        self.may = run.job.shipping.workers > 1 and self._this.deployment_id is not None
+        self._this = self._me() if run.job.shipping.workers > 1 else None
+        self.may = self._this is not None and self._this.deployment_id is not None
         """Whether the job asks for help, and there is a deployment that can be run."""
+
+    @staticmethod
+    def _me() -> FlowRun | None:
+        try:
+            with get_client(sync_client=True) as client:
+                return client.read_flow_run(UUID(str(flow_run.id)))
+        except (PrefectException, httpx.HTTPError) as error:
+            log.warning("nobody can be hired: %s", error)
+            return None
 
     def another(self, number: int) -> None:
         """Hire one. Without an answer of the server the work goes on with one less."""
-        assert self._this.deployment_id is not None
+        assert self._this is not None and self._this.deployment_id is not None
         try:
             made: Any = run_deployment(
                 self._this.deployment_id, parameters={**(self._this.parameters or {}), "leader": self._run.id},

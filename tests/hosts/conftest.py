@@ -90,11 +90,12 @@ class Fleet:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
         }  # fmt: skip
 
-    def worker(self, host: Host, number: int = 0) -> Path:
-        """Starts a worker on a host, with homes of its own if it is not the first there; where its log is."""
+    def worker(self, host: Host, number: int = 0, *limit: int) -> Path:
+        """Starts a worker on a host, with homes of its own if it is not the first there; where its log is. `limit`: so many
+        runs at a time."""
         name = f"{host.name}{number or ''}"
         log = self.folder / f"{name}.log"
-        host.start([*PYTHON, "deployments.worker", POOL], self.env(name), log)
+        host.start([*PYTHON, "deployments.worker", POOL, *map(str, limit)], self.env(name), log)
         return log
 
     def place(self, server: Sshd, root: Path, **keys: Any) -> dict[str, Any]:
