@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 
 from deployments.server import POOL, Report, create_automations
 from deployments.up import environment
+from flows.ledger import Ledger
 from tests.deployments.conftest import PATIENCE_S, answers, until
 from tests.servers import postgres
 from tests.servers import sshd as openssh
@@ -54,6 +55,7 @@ class Fleet:
         self._ledger = stack.enter_context(psycopg.connect(**login, dbname="ledger", autocommit=True))
         self._ledger.row_factory = dict_row  # type: ignore[assignment]
         self.ledger_url = self.database.info["url"].removesuffix("postgres") + "ledger"
+        Ledger.open(self.ledger_url).close()  # its tables
         self.url = f"http://{self.server.address}:4200"
         self.devices = self._sshd(stack, "device")
         self.storage = self._sshd(stack, "storage")

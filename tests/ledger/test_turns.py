@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import func, select, update
 
-from flows.ledger import Ledger
+from blocks.errors import NetworkError
+from flows.ledger import Ledger, database
 from flows.ledger.models import Turn
 from flows.ledger.turns import GIVEN_WAY_MS, GONE_MS, Waiter, may_go
 from tests.ledger.crowd import elsewhere, killed
@@ -155,3 +156,16 @@ def test_many_at_once_never_hold_more_than_there_are(ledger: Ledger) -> None:
     for thread in threads:
         thread.join()
     assert (most, turns) == (2, 48)
+
+
+def test_a_machine_that_is_gone_in_the_middle_holds_up_nobody(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is still there, with a transaction that has the lock, and nobody is left to end it."""
+    monkeypatch.setitem(database.LET_GO, "idle_in_transaction_session_timeout", 500)
+    with Ledger.open(postgres_url) as gone, Ledger.open(postgres_url) as ledger:
+        run = ledger.begin_run("job", flight=None, device="b")
+        with pytest.raises(NetworkError, match="does not answer"), gone._write() as c:
+            c.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("onblock turns", 0))))
+            assert ledger.ask_turn(run, B, 0, TWO), "as soon as the server has broken it off"
+            c.execute(select(1))
