@@ -12,7 +12,7 @@ import av
 import pytest
 
 from blocks.errors import Cancelled, ConfigError, Corrupt, DiskFull, ToolMissing
-from flows.transfer.steps import Ask, Step
+from flows.transfer.steps import Ask, Step, encoding
 from flows.transfer.steps.compress import Compress
 from flows.transfer.steps.hls import Hls
 from flows.transfer.steps.rename import Rename, Timestamp
@@ -101,6 +101,19 @@ def test_ten_bits_stay_where_the_codec_plays_them(bench: Bench, tmp_path: Path) 
     assert formats == {"h264": "yuv420p", "hevc": "yuv420p10le", "av1": "yuv420p10le"}
 
 
+def test_no_encoder_takes_the_machine_for_itself(bench: Bench, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SVT-AV1, of root, has all its threads and the one that opens it go before everything else there is."""
+    take, seen = encoding.Encoder.take, set[int]()
+
+    def look_on(self: encoding.Encoder, frame: Any) -> None:
+        take(self, frame)
+        seen.update(os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+    monkeypatch.setattr(encoding.Encoder, "take", look_on)
+    bench.one(Transcode(codec="av1", preset="12"), clips / "clip.mp4")
+    assert seen == {os.SCHED_OTHER} and os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 def test_a_container_that_cannot_hold_a_track_is_told(bench: Bench, tmp_path: Path) -> None:
     source = make(tmp_path / "lossless.mkv", 0.2, codec="rawvideo", audio=1)
     with pytest.raises(ConfigError, match="cannot hold its video track"):
@@ -110,8 +123,6 @@ def test_a_container_that_cannot_hold_a_track_is_told(bench: Bench, tmp_path: Pa
 
 
 def test_a_missing_encoder_is_told(bench: Bench, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.transfer.steps import encoding
-
     monkeypatch.setitem(encoding.ENCODERS, "av1", "librav1e")  # real, and not in PyAV's wheel
     with pytest.raises(ToolMissing, match="librav1e"):
         bench.go(Transcode(codec="av1"), clips / "clip.mp4")

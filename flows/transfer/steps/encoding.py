@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -88,6 +89,16 @@ class Encoding(Step):
             ) from error  # fmt: skip
 
 
+def stay_ordinary(policy: int, priority: os.sched_param) -> None:
+    """Give all threads of this process the scheduling back that the caller had. SVT-AV1 makes its own, and whoever opens it,
+    SCHED_FIFO with the highest priority where it may, as root: nothing else on the machine would run beside it, no capture
+    either, and every process that is started from here later would be so, too."""
+    for thread in map(int, os.listdir("/proc/self/task")):
+        with suppress(ProcessLookupError):
+            if os.sched_getscheduler(thread) != policy:
+                os.sched_setscheduler(thread, policy, priority)
+
+
 class Encoder:
     """An encoder of a file that is written. Every frame it takes comes out: it counts."""
 
@@ -95,6 +106,7 @@ class Encoder:
         self, how: Encoding, to: video.Writer, like: VideoFrame, clip: video.Clip, size: tuple[int, int], pixels: str
     ):
         how.find()
+        self._scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
         rate = min(max(clip.rate(), Fraction(1, 100)), Fraction(1000)).limit_denominator(1001000)
         self.writer, self.taken, self.given, self._last = to, 0, 0, None
         with video.writing():
@@ -140,7 +152,10 @@ class Encoder:
         frame.pts, frame.time_base, self._last = pts, self.base, pts
         self.taken += 1
         with video.writing():
-            self._give(self.stream.encode(frame))
+            packets = self.stream.encode(frame)
+            if self.taken == 1:  # it is open now
+                stay_ordinary(*self._scheduling)
+            self._give(packets)
 
     def finish(self) -> None:
         """What is left in it. UnknownError where frames were lost."""
