@@ -20,7 +20,7 @@ from deployments.console.guard import MOST_BYTES, OPEN, SAFE
 from flows.ledger import State
 from tests.console.conftest import Site
 
-FILLED = {"number": "1", "recording": "x", "name": "card", "what": "start", "path": "app.css"}
+FILLED = {"number": "1", "recording": "x", "name": "card", "what": "start", "path": "app.css", "event_id": "x"}
 THEIR_OWN = {"/hooks/{name}", "/login", "/logout"}
 """What changes something, and is not for operators: it has its own tests."""
 ADMINS_ONLY = {"/api/v1/config/jobs/{name}", "/config/jobs/{name}", "/jobs/{name}"}

@@ -166,9 +166,9 @@ class Fleet:
         return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def whole_fleet() -> Iterator[Fleet]:
-    """One for all tests; not on its network."""
+    """One for all tests here; not on its network. Whoever comes later has another Prefect server, or none."""
     if not (postgres.installed() and openssh.installed()):
         pytest.skip("PostgreSQL or sshd is not installed: python -m tests.servers.install")
     with ExitStack() as stack:

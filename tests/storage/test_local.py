@@ -185,7 +185,7 @@ def test_the_block_and_its_form() -> None:
     assert schema["block_type_slug"] == LocalStorage.get_block_type_slug() == "local-storage"
     assert schema["required"] == ["root"]  # without one, a reference to the block would be ambiguous
     assert schema["secret_fields"] == []
-    assert set(schema["properties"]) == {"root", "create_root", "require_mount", "direct_io"}
+    assert set(schema["properties"]) == {"root", "create_root", "require_mount", "shared", "direct_io"}
     assert all(p["description"] for p in schema["properties"].values())
     registered = LocalStorage._to_block_schema(block_type_id=uuid.uuid4())
     assert registered.fields == schema
