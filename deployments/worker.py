@@ -28,6 +28,7 @@ import anyio.abc
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
 from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
+from prefect.runner._state_proposer import StateProposer
 from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
@@ -38,7 +39,7 @@ from deployments.lasting import outlast_restarts
 from deployments.server import POOL
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.runner._control_channel import ControlChannel
 
 WARM = "deployments.warm"
@@ -53,6 +54,9 @@ class WarmStarter:
         control: ControlChannel,
     ):  # fmt: skip
         self._forks, self._entrypoint, self._env, self._folder, self._control = forks, entrypoint, env, folder, control
+
+        self.over = False
+        """Its process has ended."""
 
     async def start(
         self, flow_run: FlowRun, task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED
@@ -81,10 +85,24 @@ class WarmStarter:
             task_status.started(ProcessHandle(process, create_isolated_termination_scope(process.pid)))  # pyright: ignore
             handed_off = True
             await anyio.to_thread.run_sync(process.join, abandon_on_cancel=True, limiter=threads)
+            self.over = True
         except BaseException:
             if token is not None and not handed_off:
                 self._control.unregister(flow_run.id)
             raise
+
+
+class OneReport(StateProposer):
+    """Of a process that ended badly the worker itself tells the server, last of all. Prefect's worker tells it twice: in
+    between the automation may have started the run again, and the second report would call that one dead which lives."""
+
+    starter: WarmStarter | None = None
+
+    async def propose_crashed(self, flow_run: FlowRun, message: str) -> State[Any] | None:
+        """See Prefect's."""
+        if self.starter is not None and self.starter.over:
+            return None
+        return await super().propose_crashed(flow_run, message)
 
 
 PR_SET_PDEATHSIG = 1
@@ -141,6 +159,8 @@ class WarmWorker(ProcessWorker):
         with tempfile.TemporaryDirectory(suffix="onblock") as folder:
             async with FlowRunExecutorContext() as context:
                 starter = WarmStarter(forks(), entrypoint, configuration.env, Path(folder), context.control_channel)
+                context._state_proposer = proposer = OneReport(client=context.client)
+                proposer.starter = starter
                 executor = context.create_executor(
                     flow_run, starter, resolve_flow=load_flow_from_flow_run, propose_submitting=False
                 )

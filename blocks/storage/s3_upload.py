@@ -292,14 +292,12 @@ class Multipart:
         return other
 
     def pause(self) -> None:
-        """Let go of what is not at the server yet."""
+        """Let go of what is not at the server yet. A part that fails now is sent again by whoever goes on."""
         if self._buffer is not None:
             self.bucket.recycle(self._buffer)
             self._buffer = None
-        try:
-            self.wait()
-        finally:
-            self._let_go()
+        self._drain()
+        self._let_go()
 
     def drop(self) -> None:
         """Take the upload away, and what tells of it."""

@@ -25,6 +25,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from blocks.home import home
 from blocks.sender import WebhookSender
@@ -34,6 +35,7 @@ from deployments.console.webhooks import MOST_BYTES, sign
 from deployments.server import POOL
 from deployments.simulators.osc import OscSimulator
 from flows.ledger import Ledger
+from flows.ledger.models import File
 from tests.deployments.conftest import end, free_port, until
 from tests.deployments.test_bootstrap import descendants
 from tests.servers.faultproxy import FaultProxy
@@ -476,15 +478,16 @@ def test_a_run_that_is_killed_is_finished_by_the_next(
     os.kill(runs[0], signal.SIGKILL)
     camera.faults.piece_delay_s = 0.0
     go.touch()
-    run = ended_at_last(client, name)
+    run = ended_at_last(client, name, tmp_path / f"worker-{POOL}.log")
     assert run.run_count >= 2
+    assert [s.name for s in client.read_flow_run_states(run.id)].count("Crashed") == 1, "it died once"
     (made,) = (tmp_path / "archive").rglob("*.gz")
     assert gzip.decompress(made.read_bytes()) == clip
     if phase != "fetch":
         assert camera.sent.total() == before, "what was fetched was fetched again"
 
 
-def ended_at_last(client: SyncPrefectClient, job: str) -> FlowRun:
+def ended_at_last(client: SyncPrefectClient, job: str, worker_log: Path) -> FlowRun:
     """The run that was killed, when all is over: started again it delivers, or leaves it to one that comes later, since
     what the killed one had in its hands counts as its own for a while."""
 
@@ -494,7 +497,20 @@ def ended_at_last(client: SyncPrefectClient, job: str) -> FlowRun:
         delivered = [run for run in runs if run.state and "1 delivered" in (run.state.message or "")]
         return runs[0] if over and delivered else None
 
-    return until(f"{job} delivered", look, 240)  # type: ignore[return-value]
+    def told() -> str:
+        states = [
+            f"{run.name} {s.timestamp} {s.name}: {s.message}"
+            for run in runs_of(client, job)
+            for s in client.read_flow_run_states(run.id)
+        ]
+        limits = [
+            f"{one.name}: {one.active_slots} of {one.limit}" for one in client.read_global_concurrency_limits(limit=200)
+        ]
+        with Ledger.open() as ledger:
+            rows = [str(row._asdict()) for row in ledger.read_all(select(File.__table__))]
+        return "\n".join([*states, *limits, *rows, worker_log.read_text(errors="replace")[-5000:]])
+
+    return until(f"{job} delivered", look, 240, told=told)  # type: ignore[return-value]
 
 
 # -- devices that come and go -------------------------------------------------------------------------------------

@@ -276,6 +276,27 @@ def test_a_bit_flipped_in_what_another_program_sent_by_multipart(seaweedfs: Seaw
 # -- the server dies --------------------------------------------------------------------------------------------------
 
 
+def test_what_is_under_way_fails_while_it_is_kept(seaweedfs: SeaweedFS, fault_proxy: Proxies) -> None:
+    """Letting go never fails: nobody has waited for those parts yet, and who goes on sends them again."""
+    proxy, data = fault_proxy(seaweedfs.info["port"]), payload(30 * MIB)
+    with behind(proxy, seaweedfs, part_size_mib=8, multipart_from_mib=16).open() as session:
+        upload = session.upload("f", len(data), key="k")
+        upload.write(memoryview(data)[: 8 * MIB])
+        upload.seal()
+        proxy.down()
+        upload.write(memoryview(data)[8 * MIB : 24 * MIB])
+        journal = upload.journal
+        upload.keep()
+    proxy.up()
+    with behind(proxy, seaweedfs, part_size_mib=8, multipart_from_mib=16).open() as later:
+        upload = later.upload("f", len(data), key="k", resume=True, journal=journal)
+        assert upload.offset == 8 * MIB
+        upload.write(memoryview(data)[upload.offset :])
+        upload.commit()
+        assert fetch(later, "f", step=MIB) == data
+        assert unfinished(later) == []
+
+
 def test_a_server_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path, fault_proxy: Proxies) -> None:
     """At most 32 MiB are sent twice."""
     data = payload(60 * MIB)
@@ -293,7 +314,7 @@ def test_a_server_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path, faul
         with pytest.raises(NetworkError):
             upload.write(memoryview(data)[41 * MIB :])
             upload.commit()
-        upload._multi.pause()  # type: ignore[attr-defined]
+        upload.keep()
         session.close()
         server.start()
         with block.open() as later:
