@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 log = logging.getLogger("onblock.worker")
 
+RESTS = 3
+"""Exit code of a worker that had nothing to do for so long as it was told to wait."""
 QUIET_S = 5.0
 """So long nobody asks while nothing is told."""
 AWAKE_S = 5.0

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -34,13 +35,14 @@ from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from deployments import anew
-from deployments.calls import Calls
+from deployments.calls import RESTS, Calls
 from deployments.lasting import outlast_restarts
 from deployments.server import POOL
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
     from prefect.runner._control_channel import ControlChannel
+    from prefect.workers.base import BaseWorkerResult
 
 WARM = "deployments.warm"
 """What the server of forks imports."""
@@ -127,11 +129,19 @@ def _run(flow_run_id: str, env: dict[str, str], folder: str) -> None:
         atexit._run_exitfuncs()
 
 
+class Rests(Exception):
+    """There was nothing to do for long."""
+
+
 class WarmWorker(ProcessWorker):
     """Prefect's process worker, but for how a run of ours begins. Its `type` is the same: the pool is a process pool."""
 
     _display_name = "Process, warm"
     calls: Calls | None = None
+    rests_after_s: float | None = None
+    """Nothing to do for so long ends it, if this is given: `Rests`."""
+    _in_hand = 0
+    _idle_since = 0.0
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -145,7 +155,21 @@ class WarmWorker(ProcessWorker):
             return []
         if found := await super().get_and_submit_flow_runs():
             self.calls.wake()
+        if found or self._in_hand or self._submitting_flow_run_ids:
+            self._idle_since = time.monotonic()
+        elif self.rests_after_s is not None and time.monotonic() - self._idle_since >= self.rests_after_s:
+            raise Rests
         return found
+
+    async def _submit_run_and_capture_errors(
+        self, flow_run: FlowRun, task_status: anyio.abc.TaskStatus[int | Exception] | None = None
+    ) -> BaseWorkerResult | Exception:
+        self._in_hand += 1
+        try:
+            return await super()._submit_run_and_capture_errors(flow_run, task_status)
+        finally:
+            self._in_hand -= 1
+            self._idle_since = time.monotonic()
 
     async def run(
         self, flow_run: FlowRun, configuration: ProcessJobConfiguration,
@@ -209,32 +233,39 @@ def _begin_to_warm() -> None:
     forkserver.ensure_running()
 
 
-async def work(pool: str, limit: int | None = None) -> None:
-    """Poll a pool until a signal ends it, and have so many of its runs at a time."""
+async def work(pool: str, limit: int | None = None, rests_after_s: float | None = None) -> int:
+    """Poll a pool until a signal ends it, and have so many of its runs at a time. RESTS when there was nothing to do for
+    `rests_after_s`."""
     settings: Any = get_current_settings().worker
     worker = WarmWorker(
         work_pool_name=pool, limit=limit, prefetch_seconds=settings.prefetch_seconds,
         heartbeat_interval_seconds=int(settings.heartbeat_seconds),
     )  # fmt: skip
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    worker.calls = Calls()
+    worker.calls, worker.rests_after_s, worker._idle_since = Calls(), rests_after_s, time.monotonic()
     beside = [asyncio.create_task(worker.calls.listen()), asyncio.create_task(anew.watch(pool))]
+    code = 0
     try:
         await worker.start(printer=print)
+    except* Rests:
+        print("nothing to do: the worker rests", flush=True)
+        code = RESTS
     finally:
         for one in beside:
             one.cancel()
+    return code
 
 
-def main() -> None:
-    """The command: the pool as its argument, and how many runs at a time."""
+def main(pool: str, limit: int | None = None, rests_after_s: float | None = None) -> int:
+    """Work until it is over; the exit code."""
     # Prefect makes of every signal to end a SIGINT, which a shell's background jobs ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_to_warm()
     outlast_restarts()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(work(sys.argv[1] if len(sys.argv) > 1 else POOL, int(sys.argv[2]) if len(sys.argv) > 2 else None))
+        return asyncio.run(work(pool, limit, rests_after_s))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else POOL, int(sys.argv[2]) if len(sys.argv) > 2 else None))

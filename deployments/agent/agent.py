@@ -49,6 +49,7 @@ from deployments.agent.settings import (
     GpioSettings,
     WifiSettings,
     load_settings,
+    pool,
 )
 from deployments.agent.status import Status, StatusLoop
 from deployments.up import Stop
@@ -64,6 +65,8 @@ SEEN_TWICE = 2
 STATUS = "onblock.device.status"
 MENDING = "(mending)"
 """Among the recordings that are not merged: what puts them in order has failed itself."""
+SOON_S = 60.0
+"""A worker that rests is begun so long before a run is due."""
 SEALING_S = 75.0
 """The hands get so long at the end: what is being begun, and then sealed."""
 
@@ -124,8 +127,11 @@ class Agent:
             if api_url:
                 self.server = Server(api_url, login)
                 # another client: this one is asked from the keeper's thread
-                asks = Server(api_url, login).healthy
-                self.keeper = Keeper(["deployments.agent.work", device], env, logs / "worker.log", asks)
+                asked = Server(api_url, login)
+                self.keeper = Keeper(
+                    ["deployments.agent.work", device], env, logs / "worker.log", asked.healthy,
+                    lambda: asked.has_runs(pool(device), SOON_S),
+                )  # fmt: skip
         except ConfigError as error:
             missing["server"] = str(error)
         self.front = Front(
@@ -276,6 +282,8 @@ class Agent:
         elif state == "complete":
             self._merge_trouble(str(told.get("recorded", {}).get("recording")), None)
             self.outbox.wake()  # it lies there
+            if self.keeper and self.settings.jobs:
+                self.keeper.want()  # the server is about to start them
         elif state == "unmerged":
             self._merge_trouble(str(told.get("id")), str(told.get("what")))
             self.outbox.wake()  # its segments may have been announced

@@ -1,6 +1,7 @@
 """Keeps the device's Prefect worker running: begun when the server is there, begun again when it ended, ended with us.
 
-The worker is `python -m deployments.agent.work`, a process of its own; a recording by the button needs none of it.
+The worker is `python -m deployments.agent.work`, a process of its own; a recording by the button needs none of it. One that
+had nothing to do for long ends by itself (`RESTS`): the server is asked for runs from here then, at a fraction of its memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments import up
+from deployments.calls import RESTS
 
 log = logging.getLogger("onblock.agent")
 
@@ -21,6 +23,8 @@ LEAST_S, MOST_S = 2.0, 60.0
 """Between an end and the next beginning: twice as long each time."""
 SETTLED_S = 60.0
 """A worker that lived so long is no failure."""
+ASK_EVERY_S = 5.0
+"""While the worker rests."""
 LOG_BYTES = 10 << 20
 
 
@@ -29,19 +33,16 @@ class Keeper:
 
     def __init__(
         self, module: Sequence[str], env: Mapping[str, str], log_file: Path, healthy: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
+        wanted: Callable[[], bool] = lambda: True, clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
-        self._module, self._env, self._log, self._healthy, self._clock = (
-            list(module),
-            dict(env),
-            log_file,
-            healthy,
-            clock,
-        )
+        self._module, self._env, self._log = list(module), dict(env), log_file
+        self._healthy, self._wanted, self._clock = healthy, wanted, clock
         self._child: up.Child | None = None
         self._began = 0.0
         self._not_before = 0.0
         self._failures = 0
+        self._resting = False
+        self._ask_at = 0.0
         self._state = "waiting for the server"
         self._wake, self._stopped = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="onblock-keeper", daemon=True)
@@ -57,6 +58,11 @@ class Keeper:
 
     def wake(self) -> None:
         """The server may be there again: look now."""
+        self._wake.set()
+
+    def want(self) -> None:
+        """There will be something to do: it rests no longer."""
+        self._resting = False
         self._wake.set()
 
     def stop(self) -> None:
@@ -81,11 +87,22 @@ class Keeper:
                 return
             up.end([self._child])  # what it left behind
             self._child = None
+            if code == RESTS:
+                self._resting, self._failures, self._ask_at, self._state = True, 0, now, "resting"
+                log.info("the worker had nothing to do for long, and rests")
+                return
             wait = min(MOST_S, LEAST_S * 2.0 ** min(self._failures, 20))
             self._failures, self._not_before = self._failures + 1, now + wait
             log.warning(
                 "the worker ended with %d; begun again in %.0f s at the earliest, see %s", code, wait, self._log
             )
+        if self._resting:
+            if now < self._ask_at:
+                return
+            self._ask_at = now + ASK_EVERY_S
+            if not self._wanted():
+                return
+            self._resting = False
         if now < self._not_before:
             self._state = "ended, waits"
         elif not self._healthy():

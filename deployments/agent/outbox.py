@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,6 +105,21 @@ class Server:
         except NO_ANSWER:
             return False
         return answer.status_code == 200 and not _is_page(answer)
+
+    def has_runs(self, pool: str, within_s: float) -> bool:
+        """Whether a worker is wanted: a run of the pool is due so soon, or the pool is gone. It is told that the pool is
+        looked after. False where the server does not answer."""
+        before = (datetime.now(UTC) + timedelta(seconds=within_s)).isoformat()
+        try:
+            answer = self._client.post(f"/work_pools/{pool}/workers/heartbeat", json={"name": "agent"})
+            if answer.status_code == 404:
+                return not _is_page(answer)
+            answer = self._client.post(
+                f"/work_pools/{pool}/get_scheduled_flow_runs", json={"scheduled_before": before, "limit": 1}
+            )
+            return answer.is_success and bool(answer.json())
+        except (*NO_ANSWER, ValueError):
+            return False
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -7,11 +7,13 @@ battery: {bus: 1, address: 0x42}                          # null: none
 wifi: {interface: wlan0}                                  # null: no set-up by the button
 network: {host: dns.google, port: 443}                    # what "online" means
 jobs: [recordings.yaml]                                   # JOB.yaml files of this device, run on it
+worker: {rests_after: 10m}                                # null: it is always there
 """
 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +24,7 @@ from blocks.errors import ConfigError
 from blocks.hardware.gpio import CHIP
 from blocks.home import home
 from flows.capture.spec import CaptureSpec
-from flows.transfer.form import Form, explain, read_yaml
+from flows.transfer.form import Duration, Form, explain, read_yaml
 
 SETTINGS = "ONBLOCK_AGENT_SETTINGS"
 """Names the file for what the agent starts."""
@@ -102,6 +104,13 @@ class WifiSettings(Form):
     """It closes by itself after so long: the device is away meanwhile."""
 
 
+class WorkerSettings(Form):
+    """What carries out flow runs on the device. It takes 250 MB; while it rests the agent asks for runs in its place."""
+
+    rests_after: Duration | None = timedelta(minutes=10)
+    """It ends when there was nothing to do for so long; the next run begins some seconds later then. null: it stays."""
+
+
 class AgentSettings(Form):
     """All of it."""
 
@@ -115,6 +124,8 @@ class AgentSettings(Form):
     """What online means."""
     wifi: WifiSettings | None = Field(default_factory=WifiSettings)
     """WiFi set-up; null: not by the button."""
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    """What carries out flow runs."""
     jobs: list[Path] = Field(default_factory=list)
     """JOB.yaml files, beside this one: deployed to the device's own pool, started by its recordings."""
 

@@ -89,16 +89,15 @@ def own_job(device: str, file: Path) -> TransferJob:
     return job
 
 
-def main() -> None:
-    """The command: the device as its argument."""
+def main(device: str) -> int:
+    """Register, and work; the exit code, RESTS of `worker.py` when there was nothing to do for long."""
     from deployments import worker
-    from deployments.agent.settings import pool
+    from deployments.agent.settings import load_settings, pool
 
-    device = sys.argv[1]
     register(device)
-    sys.argv[1:] = [pool(device)]
-    worker.main()
+    rests_after = load_settings(device).worker.rests_after
+    return worker.main(pool(device), rests_after_s=rests_after.total_seconds() if rests_after else None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1]))

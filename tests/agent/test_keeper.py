@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.agent.keeper import Keeper
+from deployments.calls import RESTS
 from tests.agent.test_recording import alive, until
 
 
@@ -21,12 +22,18 @@ class Kept:
             "import os, pathlib, sys, time\n"
             "with open(sys.argv[1], 'a') as f: f.write(f'{os.getpid()}\\n')\n"
             "time.sleep(0 if pathlib.Path(sys.argv[1] + '.dies').exists() else 3600)\n"
+            f"sys.exit({RESTS} if pathlib.Path(sys.argv[1] + '.rests').exists() else 0)\n"
         )
         self.there, self.now, self.file = True, 0.0, folder / "begun"
+        self.wanted, self.asked = False, 0
         self.keeper = Keeper(
             ["kept_worker", str(self.file)], {**os.environ, "PYTHONPATH": str(folder)}, folder / "worker.log",
-            lambda: self.there, lambda: self.now,
+            lambda: self.there, self._is_wanted, lambda: self.now,
         )  # fmt: skip
+
+    def _is_wanted(self) -> bool:
+        self.asked += 1
+        return self.wanted
 
     def begun(self) -> list[int]:
         return [int(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
@@ -89,6 +96,29 @@ def test_one_that_lived_long_is_no_failure(kept: Kept):
     os.kill(kept.begun()[0], signal.SIGKILL)
     kept.ended()
     assert kept.look(62) == "ended, waits" and kept.look(64) == "running"
+
+
+def test_one_that_rests_is_begun_when_it_is_wanted(kept: Kept):
+    for mark in (".dies", ".rests"):
+        Path(f"{kept.file}{mark}").touch()
+    assert kept.look(0) == "running"
+    kept.ended()
+    assert [kept.look(n) for n in range(12)] == ["resting"] * 12
+    assert kept.asked == 3, "every 5 s"
+    kept.wanted = True
+    assert [kept.look(n) for n in (12, 14)] == ["resting"] * 2
+    assert kept.look(16) == "running"
+    until("it is begun", lambda: len(kept.begun()) == 2)
+    kept.ended()
+    kept.wanted = False
+    assert kept.look(17) == "resting" and kept.keeper.told()["ended"] == 0, "it is no failure"
+    kept.keeper.want()
+    assert kept.look(18) == "running", "somebody here knows of work"
+    kept.ended()
+    kept.there = False
+    kept.look(19)
+    kept.keeper.want()
+    assert kept.look(20) == "waiting for the server"
 
 
 def test_it_ends_with_us(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 
 from tests.agent.test_agent import Machine
@@ -93,6 +94,41 @@ def test_a_device_works_without_its_server_and_catches_up(
     assert machine.end() == 0
     assert machine.manifests()[-1]["state"] == "sealed" and len(machine.manifests()) == 3
     assert json.loads((machine.home / "agent/status.json").read_text())["worker"]["state"] == "ended"
+
+
+def test_a_worker_rests_while_there_is_nothing_to_do(api: str, client: SyncPrefectClient, tmp_path: Path):
+    machine = Machine(tmp_path, worker={"rests_after": "1s"})
+
+    def worker_is(state: str) -> bool:
+        return machine.status().get("worker", {}).get("state") == state
+
+    try:
+        machine.start(PREFECT_API_URL=api, PREFECT_HOME=str(tmp_path / "prefect"))
+        until("it rests", lambda: worker_is("resting"), 120)
+        until("nothing is left of it", lambda: not machine.below())
+        assert client.read_work_pool("device-cam-01").status == WorkPoolStatus.READY, "somebody looks after it"
+        deployment = until("capture is deployed", lambda: _deployment(client, "capture/cam-01"))
+        run = client.create_flow_run_from_deployment(deployment.id)
+        until("the panel shows it", lambda: machine.status().get("state") == "recording", 120)
+        begun = time.monotonic()
+        while time.monotonic() < begun + 4:
+            assert worker_is("running"), "a run is in its hands"
+        machine.press()
+        until("the run is over", lambda: client.read_flow_run(run.id).state.is_final(), 120)  # type: ignore[union-attr]
+        assert client.read_flow_run(run.id).state.is_completed()  # type: ignore[union-attr]
+        until("it rests again", lambda: worker_is("resting"), 120)
+
+        client.delete_work_pool("device-cam-01")
+        until("the pool is there again", lambda: _pool(client, "device-cam-01"), 120)
+    finally:
+        machine.end()
+
+
+def _pool(client: SyncPrefectClient, name: str) -> Any:
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        return None
 
 
 def _deployment(client: SyncPrefectClient, name: str) -> Any:
