@@ -173,8 +173,7 @@ def receipt_of(became: Became) -> Receipt:
         case State.QUEUED:
             receipt.deferred = became.files
         case _:
-            for _ in range(became.files):
-                count(became.state, became.kind, receipt)
+            count(became.state, became.kind, receipt, became.files)
     if became.state is State.VERIFIED and became.verified_by is not None:
         receipt.verified(became.verified_by, became.files)
     return receipt
@@ -229,24 +228,33 @@ def shipment_of(run: TransferRun, offer: Offer, number: int) -> tuple[Shipment |
     """What is left to do of an offer, None if nothing is; and the rows for which nothing is to be done now."""
     ways = {way.route_id: n for n, way in enumerate(run.ways)}
     now = now_ms()
-    rest: list[Row] = []
+    free = [row for row in offer.rows if row.state is State.QUEUED and not row.waits(now)]
+    unnamed = _named(run, [(row, ways[row.route_id]) for row in free if not row.dest_path])
     files: dict[tuple[str, int, int, str], FileInfo] = {}
     legs: dict[tuple[str, int, int, str], list[Leg]] = {}
-    for row in offer.rows:
-        file = FileInfo(row.path, row.size, row.mtime_ns, row.etag)
-        free = row.state is State.QUEUED and not row.waits(now)
-        dest_path = (row.dest_path or _where(run, file, ways[row.route_id])) if free else None
-        if dest_path is None:
-            rest.append(row)
-            continue
-        files.setdefault(file[:4], file)
-        legs.setdefault(file[:4], []).append(Leg(ways[row.route_id], row.id, row.attempt, dest_path))
+    moved: set[int] = set()
+    for row in free:
+        if dest_path := row.dest_path or unnamed.get(row.id):
+            file = _file(row)
+            files.setdefault(file[:4], file)
+            legs.setdefault(file[:4], []).append(Leg(ways[row.route_id], row.id, row.attempt, dest_path))
+            moved.add(row.id)
     items = [Item(file, tuple(legs[key])) for key, file in files.items()]
+    rest = [row for row in offer.rows if row.id not in moved]
     return (Shipment(number, items, large=offer.large) if items else None), rest
 
 
-def _where(run: TransferRun, file: FileInfo, way: int) -> str | None:
-    """Where a file goes whose row does not say it: that of a job with steps."""
-    with run.pool.session(run.ways[way].storage) as session:
-        features = session.features
-    return run.gate.judge([file], features)[0].dest_path
+def _file(row: Row) -> FileInfo:
+    return FileInfo(row.path, row.size, row.mtime_ns, row.etag)
+
+
+def _named(run: TransferRun, rows: list[tuple[Row, int]]) -> dict[int, str | None]:
+    """By id of the row: where files go whose rows do not say it, as of a job with steps. With each row, its way."""
+    found: dict[int, str | None] = {}
+    for way in {way for _, way in rows}:
+        these = [row for row, there in rows if there == way]
+        with run.pool.session(run.ways[way].storage) as session:
+            features = session.features
+        judged = run.gate.judge([_file(row) for row in these], features)
+        found |= {row.id: passage.dest_path for row, passage in zip(these, judged, strict=True)}
+    return found

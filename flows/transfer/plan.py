@@ -133,13 +133,13 @@ def _worth_another(row: Row, passage: Passage, on_conflict: OnConflict) -> bool:
     return row.state is State.FAILED and row.kind in CURABLE
 
 
-def count(state: State, kind: Kind | None, receipt: Receipt) -> None:
-    """Count a row that is not moved now."""
+def count(state: State, kind: Kind | None, receipt: Receipt, rows: int = 1) -> None:
+    """Count rows that are not moved now."""
     if state is State.BLOCKED:
-        receipt.blocked += 1
+        receipt.blocked += rows
     elif state in (State.FAILED, State.QUARANTINED):
-        receipt.failed += 1
+        receipt.failed += rows
     elif state is State.CANCELLED and kind is Kind.CONFLICT:
-        receipt.skipped += 1
+        receipt.skipped += rows
     elif state in ACTIVE or state is State.PAUSED:
-        receipt.deferred += 1  # another run has it, or somebody paused it
+        receipt.deferred += rows  # another run has it, or somebody paused it

@@ -152,9 +152,11 @@ class Encoder:
         frame.pts, frame.time_base, self._last = pts, self.base, pts
         self.taken += 1
         with video.writing():
-            packets = self.stream.encode(frame)
-            if self.taken == 1:  # it is open now
-                stay_ordinary(*self._scheduling)
+            try:
+                packets = self.stream.encode(frame)
+            finally:
+                if self.taken == 1:  # it is open now
+                    stay_ordinary(*self._scheduling)
             self._give(packets)
 
     def finish(self) -> None:
