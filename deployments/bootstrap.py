@@ -1,7 +1,7 @@
 """Makes a Prefect server ready for onblock: blocks, limits, work pool, deployments. `python -m deployments.bootstrap`.
 
     register_blocks     every storage as a block type, and the two blocks of the demo
-    create_limits       the tags `onblock` and `device:<name>`: how many tasks run at a time, in all and per device
+    create_limits       the tags `onblock`, `device:<name>`, `destination:<block>`: how many tasks run at a time
     create_pool         the work pool `onblock`, for process workers
     create_automations  a run that is cut off is marked so, and started again
     deploy_file         the deployments of prefect.yaml

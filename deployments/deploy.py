@@ -244,7 +244,7 @@ def _check_parameters(flow: Flow[..., Any], parameters: dict[str, Any]) -> tuple
         raise ConfigError(f"flow {flow.name!r} would not take these parameters: {error}") from error
     jobs = [v for v in checked.values() if isinstance(v, TransferJob)]
     devices = {job.device for job in jobs} | {parameters.get("device")}
-    tags = {tag for job in jobs if job.two_phases for tag in destination_tags(job.destinations)}
+    tags = {tag for job in jobs for tag in destination_tags(job.destinations)}
     starts = [
         start for job in jobs if flow.name == "transfer" and (device := parameters.get("device") or job.device)
         for start in device_triggers(job.name, device, needs_flight="flight" in job.needs())

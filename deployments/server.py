@@ -28,9 +28,9 @@ ALL_TAG, ALL_LIMIT = "onblock", 4
 """The tag that every shipment carries, and how many run at a time."""
 CPU = "cpu"
 """The tag of tasks that work on what was fetched; as many at a time as this machine has processors."""
-PLACE_LIMIT = 2
-"""How many shipments read from one device at a time (tag `device:<name>`), and how many of what was processed go to one
-destination (`destination:<block>`)."""
+DEVICE_LIMIT = 2
+"""How many shipments read from one device at a time (tag `device:<name>`). To one destination (`destination:<block>`) go as
+many as there may be in all, until somebody sets it lower."""
 DEAD_AFTER = timedelta(seconds=90)
 """A run that has not told for so long that it is alive is dead; it tells every 30 s."""
 MOST_RESTARTS = 5
@@ -120,7 +120,9 @@ def _fields(value: Any) -> Any:
 def limits(tags: Iterable[str]) -> dict[str, int]:
     """How many tasks of each tag run at a time: of these, and of those that every job may ask for."""
     slots = {ALL_TAG: ALL_LIMIT, CPU: max(1, os.cpu_count() or 1)}
-    return slots | dict.fromkeys(sorted(set(tags) - set(slots)), PLACE_LIMIT)
+    return slots | {
+        tag: DEVICE_LIMIT if tag.startswith("device:") else ALL_LIMIT for tag in sorted(set(tags) - set(slots))
+    }
 
 
 def create_limits(client: SyncPrefectClient, tags: Iterable[str], report: Report) -> None:

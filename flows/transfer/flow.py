@@ -132,7 +132,7 @@ def _again(due: int | None) -> tuple[str, bool]:
 def tags_needed(job: TransferJob, device: str | None) -> list[str]:
     """The tags that the tasks of a job carry."""
     tags = ["onblock"] + ([f"device:{device}"] if device else [])
-    return tags + ([CPU, *destination_tags(job.destinations)] if job.two_phases else [])
+    return [*tags, *destination_tags(job.destinations), *([CPU] if job.two_phases else [])]
 
 
 def require_limits(job: TransferJob, device: str | None) -> dict[str, int]:
@@ -146,7 +146,7 @@ def require_limits(job: TransferJob, device: str | None) -> dict[str, int]:
                 raise ConfigError(
                     f"the Prefect server has no concurrency limit for the tag {tag!r}",
                     remedy="`onblock up JOB.yaml` makes it; so does "
-                    f"`prefect concurrency-limit create {tag} {4 if tag == 'onblock' else 2}`",
+                    f"`prefect concurrency-limit create {tag} {2 if tag.startswith('device:') else 4}`",
                 ) from error
         return found
 

@@ -228,12 +228,12 @@ class ByPrefect(Sender):
 
 def tags_of(run: TransferRun, phase: Phase) -> list[str]:
     """The tags whose limits a task of this phase asks for."""
-    device = [f"device:{run.device}"] if run.device else []
-    if not run.job.two_phases or phase is Phase.FETCH:
-        return ["onblock", *device]
     if phase is Phase.PROCESS:
         return [CPU]
-    return ["onblock", *destination_tags(run.job.destinations)]
+    device, places = [f"device:{run.device}"] if run.device else [], destination_tags(run.job.destinations)
+    if not run.job.two_phases:
+        return ["onblock", *device, *places]
+    return ["onblock", *(device if phase is Phase.FETCH else places)]
 
 
 CPU = "cpu"

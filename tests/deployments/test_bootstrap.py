@@ -67,7 +67,12 @@ def test_the_demo_is_registered_and_deployed(client: SyncPrefectClient) -> None:
 def test_the_limits_are_four_in_all_and_two_a_device(client: SyncPrefectClient, write_job: WriteJob) -> None:
     bootstrap([write_job("limits", device="cam-7")])
 
-    for tag, slots in {"onblock": 4, "device:cam-7": 2, "device:demo-card": 2}.items():
+    for tag, slots in {
+        "onblock": 4,
+        "device:cam-7": 2,
+        "device:demo-card": 2,
+        "destination:limits-destination-1": 4,
+    }.items():
         assert client.read_concurrency_limit_by_tag(tag).concurrency_limit == slots
         # the name under which tasks ask for it
         assert client.read_global_concurrency_limit_by_name(f"tag:{tag}").active

@@ -70,7 +70,7 @@ def task_runs(api: str, state: Any, count: int) -> list[dict[str, Any]]:
     return until(f"{count} task runs that ended", ended, 60)
 
 
-def test_shipments_are_tasks_with_the_tags_of_their_limits(api: str, card: Card) -> None:
+def test_shipments_are_tasks_with_the_tags_of_their_limits(api: str, client: SyncPrefectClient, card: Card) -> None:
     state = card.run()
     assert state.is_completed(), state.message
     assert state.result()["delivered"] == 6
@@ -80,6 +80,16 @@ def test_shipments_are_tasks_with_the_tags_of_their_limits(api: str, card: Card)
     assert {frozenset(r["tags"]) for r in runs} == {frozenset({"onblock", "device:cam-flow"})}
     again = card.run()
     assert (again.name, again.message) == ("Completed", "0 delivered, 6 duplicates")
+
+    archive = LocalStorage(root=str(card.archive / "again"), create_root=True)
+    archive.save("nas-direct", overwrite=True, _sync=True)  # pyright: ignore[reportCallIssue]
+    refused = card.run(destinations=[archive])
+    assert "no concurrency limit for the tag 'destination:nas-direct'" in (refused.message or "")
+    client.create_concurrency_limit(tag="destination:nas-direct", concurrency_limit=4)
+    state = card.run(destinations=[archive])
+    assert state.is_completed(), state.message
+    (tags,) = {frozenset(r["tags"]) for r in task_runs(api, state, 2)}
+    assert tags == {"onblock", "device:cam-flow", "destination:nas-direct"}
 
 
 def test_two_phases_are_tasks_with_limits_of_their_own(api: str, client: SyncPrefectClient, card: Card) -> None:

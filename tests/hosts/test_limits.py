@@ -84,14 +84,15 @@ def test_limits_of_devices_and_in_all(fleet: Fleet) -> None:
     assert 1 < in_all <= IN_ALL, "how many are at work depends on the machine, the limit does not"
 
 
-def test_the_limit_of_a_destination(fleet: Fleet) -> None:
-    """What was processed of three devices goes to one block, one file at a time; they are fetched side by side."""
+@pytest.mark.parametrize("steps", [[], [{"kind": "rename", "prefix": "ready_"}]], ids=["direct", "processed"])
+def test_the_limit_of_a_destination(fleet: Fleet, steps: list[dict[str, Any]]) -> None:
+    """The files of three devices go to one block, one file at a time, as they are, or processed before."""
     cards, archive = fleet.devices.new_folder(), fleet.storage.new_folder()
-    save = "import json, sys; from blocks.storage import SftpStorage as S; S(**json.load(sys.stdin)).save('nas')"
+    save = "import json, sys; from blocks.storage import SftpStorage as S; S(**json.load(sys.stdin)).save('nas', overwrite=True)"
     fields = {k: v for k, v in fleet.place(fleet.storage, archive, **PATIENT).items() if k != "type"}
     fleet.python("-c", save, given=fields)
-    steps = [{"kind": "rename", "prefix": "ready_"}]
-    jobs = [job(fleet, f"step-{n}.a", cards / f"{n}", "sftp-storage/nas", 3, steps=steps) for n in range(3)]
+    kind = "step" if steps else "direct"
+    jobs = [job(fleet, f"{kind}-{n}.a", cards / f"{n}", "sftp-storage/nas", 3, steps=steps) for n in range(3)]
     limit(fleet, "destination:nas", 1)
     fleet.deploy(*jobs)
     fleet.hosts["storage"].slow(SLOW)
