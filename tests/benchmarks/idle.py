@@ -1,14 +1,19 @@
-"""What `onblock up` and `onblock agent` cost while nothing is to be done: processor time in 60 s, and memory.
+"""What `onblock up` and `onblock agent` cost while nothing is to be done: processor time in 60 s, and memory. The agent
+twice: with a worker that is there, and with one that rests, as it does after ten minutes.
 
 Memory is the proportional set size (PSS): what processes share counts once. RSS of all processes is told beside it.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -42,16 +47,19 @@ def idle(bench: Bench) -> None:
         _until("onblock up", lambda: _there(f"http://127.0.0.1:{ports[1]}/health"), up, 180)
         _until("a worker that polls", lambda: _memory(up.pid).get("forks", 0) > 80e6, up, 120)
         _watch(bench, "onblock up", up, UP_LIMIT)
-        agent = start("agent", "agent", "--device", "bench-cam", home={"ONBLOCK_HOME": str(tools.fresh("device"))})
-        try:
-            _until("an agent's worker", lambda: len(psutil.Process(agent.pid).children()) > 0, agent, 120)
-            memory = _watch(bench, "onblock agent", agent, AGENT_LIMIT)
-            bench.claim(
-                "(idle) memory of onblock agent with its worker (PSS)", f"{memory / 1e6:.0f} MB",
-                f"under {AGENT_MEMORY / 1e6:.0f} MB", memory < AGENT_MEMORY,
-            )  # fmt: skip
-        finally:
-            end(agent, 60)
+        for state, rests in (("running", "null"), ("resting", "1s")):
+            what, home = f"onblock agent, its worker {state}", tools.fresh(f"device-{state}")
+            home.mkdir()
+            (home / "agent.yaml").write_text(f"worker: {{rests_after: {rests}}}\n")
+            agent = start(f"agent-{state}", "agent", "--device", f"bench-{state}", home={"ONBLOCK_HOME": str(home)})
+            try:
+                _until(what, partial(_worker_is, state, home), agent, 180)
+                memory = _watch(bench, what, agent, AGENT_LIMIT)
+                if state == "resting":
+                    told, wanted = f"{memory / 1e6:.0f} MB", f"under {AGENT_MEMORY / 1e6:.0f} MB"
+                    bench.claim(f"(idle) memory of {what} (PSS)", told, wanted, memory < AGENT_MEMORY)
+            finally:
+                end(agent, 60)
     finally:
         end(up, 60)
 
@@ -71,6 +79,12 @@ def _watch(bench: Bench, what: str, process: subprocess.Popen[bytes], limit: flo
     told = f"{memory / 1e6:.0f} MB (RSS {sum(size.rss for size in sizes) / 1e6:.0f} MB)"
     bench.claim(f"(idle) memory of {what}, {len(sizes)} processes (PSS)", told, None, True)
     return memory
+
+
+def _worker_is(state: str, home: Path) -> bool:
+    with suppress(OSError, ValueError, KeyError):
+        return json.loads((home / "agent/status.json").read_text())["worker"]["state"] == state
+    return False
 
 
 def _all(pid: int) -> list[psutil.Process]:
