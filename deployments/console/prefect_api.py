@@ -26,6 +26,9 @@ FRESH_S = 10.0
 """So long what is known is taken for true."""
 SOON_S = 1.0
 """Something unknown is asked for anew, but not more often than this."""
+UNSEEN_S = 60.0
+"""So late, at most, a change of an automation is known that shows neither in their number nor as the newest: where the
+clocks of two API servers differ."""
 BUSY_S = 3.0
 """A server that is busy is asked again for so long."""
 
@@ -60,6 +63,7 @@ class PrefectApi:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._known: Known | None = None
+        self._automations: tuple[Any, float, list[dict[str, Any]]] = (None, 0.0, [])
 
     @classmethod
     def of_the_environment(cls) -> PrefectApi:
@@ -139,13 +143,23 @@ class PrefectApi:
         devices |= {str(fields["device"]) for _, fields in blocks if fields.get("device")}
         hooks: set[str] = set()
         starts: list[Start] = []
-        for automation in self._all("/automations/filter", {}):
+        for automation in self._all_automations(now):
             if automation["enabled"]:
                 hooks |= {
                     e.removeprefix("onblock.hook.") for e in events_of(automation) if e.startswith("onblock.hook.")
                 }
                 starts += starts_of(automation)
         return Known(senders, frozenset(devices), frozenset(hooks), tuple(starts), tuple(blocks), now)
+
+    def _all_automations(self, now: float) -> list[dict[str, Any]]:
+        """Those of the last time, if none has changed: a thousand devices have three thousand of them."""
+        newest = self.call("/automations/filter", {"sort": "UPDATED_DESC", "limit": 1})
+        mark = (self.call("/automations/count", {}), [(a["id"], a["updated"]) for a in newest])
+        before, at, found = self._automations
+        if mark != before or now - at > UNSEEN_S:
+            found = self._all("/automations/filter", {})
+            self._automations = mark, now, found
+        return found
 
     def _all(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return pages(self.call, path, body)

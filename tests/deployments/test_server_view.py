@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from deployments.bootstrap import bootstrap
 from deployments.console.pages import NAV
@@ -115,3 +116,35 @@ def test_pages_work_where_the_login_at_the_server_is_wrong(locked_server: str, o
         right = PrefectApi(locked_server, "admin:of the server")
         assert ServerView(right).deployments() == []
         right.close()
+
+
+def test_what_starts_a_job_is_known_as_soon_as_it_changes(
+    api: str, client: SyncPrefectClient, write_job: Callable[..., Path]
+) -> None:
+    """Although it is only read when it has: as when somebody switches it off in Prefect's UI."""
+    view = PrefectApi(api)
+    asked: list[str] = []
+    call = view.call
+    view.call = lambda path, body: (asked.append(path), call(path, body))[1]  # type: ignore[method-assign]
+
+    def devices() -> set[str]:
+        view.refresh()
+        return {start.device for start in view.known().starts if start.device.startswith("sw-")}
+
+    bootstrap([write_job("switched", device="sw-1")])
+    assert devices() == {"sw-1"}
+    asked.clear()
+    assert devices() == {"sw-1"} and len([path for path in asked if path == "/automations/filter"]) == 1, "the newest"
+    deployment = client.read_deployment_by_name("transfer/switched")
+    related = client.read_resource_related_automations(f"prefect.deployment.{deployment.id}")
+    for automation in related:
+        client.pause_automation(automation.id)
+    assert devices() == set()
+    for automation in related:
+        client.resume_automation(automation.id)
+    assert devices() == {"sw-1"}
+    bootstrap([write_job("switched", device="sw-2")])
+    assert devices() == {"sw-2"}
+    for automation in client.read_resource_related_automations(f"prefect.deployment.{deployment.id}"):
+        client.delete_automation(automation.id)
+    assert devices() == set()
