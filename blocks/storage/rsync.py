@@ -157,14 +157,15 @@ class RsyncSession(Session):
     @property
     def shell(self) -> Channel:
         """The shell that stays; its working folder is the root."""
-        if self._shell is None or not self._shell.alive:
+        if self._shell is None:
             raise NetworkError(f"the connection to {self.storage.address} ended")
+        if not self._shell.alive:
+            raise self._shell.broken("cannot go on", self.storage.root)
         return self._shell
 
     def channel(self) -> Channel:
         """A new shell through the same login; `enter` begins its scripts."""
-        if not self.shell.alive:
-            raise NetworkError(f"the connection to {self.storage.address} ended")
+        assert self.shell.alive
         return Channel(self._login)
 
     @property

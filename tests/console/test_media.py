@@ -4,6 +4,7 @@ and rows as clips, with what was made of each.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -118,6 +119,7 @@ def test_a_video_is_sent_whole_and_in_parts(site: Site, viewer: TestClient, arch
 def test_no_descriptor_is_left_open(site: Site, viewer: TestClient, archive: Path) -> None:
     url = f"/media/{deliver(site, archive, 'a.mp4')}"
     viewer.get(url)
+    gc.collect()  # what other tests have left to be closed
     before = len(os.listdir("/proc/self/fd"))
     for head in (
         {},
@@ -127,7 +129,7 @@ def test_no_descriptor_is_left_open(site: Site, viewer: TestClient, archive: Pat
     ):
         viewer.get(url, headers=head)
         viewer.head(url, headers=head)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 # -- what is not sent -------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from blocks.errors import (
     UnknownError,
 )  # fmt: skip
 from blocks.storage.program import Finished, Program, run
-from blocks.storage.rsync import EXIT_CODES, RsyncStorage, exit_failure
+from blocks.storage.rsync import EXIT_CODES, RsyncSession, RsyncStorage, exit_failure
 from blocks.storage.ssh_shell import classify
 from tests.contract.data import BYTES, HOSTILE, MIB, begin, chunks, fetch, payload, send
 from tests.servers.faultproxy import FaultProxy
@@ -188,6 +188,19 @@ def test_nobody_listens(proxied: tuple[RsyncStorage, FaultProxy]) -> None:
     proxy.down()
     with pytest.raises(NetworkError, match="refused"):
         storage.open()
+
+
+def test_what_ssh_said_is_told_also_when_it_has_ended_before_it_is_asked(
+    proxied: tuple[RsyncStorage, FaultProxy],
+) -> None:
+    storage, proxy = proxied
+    with storage.open() as session:
+        assert isinstance(session, RsyncSession)
+        shell = session.shell
+        proxy.reset_all()
+        until(lambda: not shell.alive, 60)
+        with pytest.raises(NetworkError, match=r"the connection to .* ended: \w+"):
+            session.stat("a")
 
 
 def test_a_server_that_never_answers(proxied: tuple[RsyncStorage, FaultProxy]) -> None:

@@ -278,19 +278,19 @@ def test_a_bit_flipped_in_what_another_program_sent_by_multipart(seaweedfs: Seaw
 
 def test_what_is_under_way_fails_while_it_is_kept(seaweedfs: SeaweedFS, fault_proxy: Proxies) -> None:
     """Letting go never fails: nobody has waited for those parts yet, and who goes on sends them again."""
-    proxy, data = fault_proxy(seaweedfs.info["port"]), payload(30 * MIB)
+    proxy, data = fault_proxy(seaweedfs.info["port"]), payload(40 * MIB)
     with behind(proxy, seaweedfs, part_size_mib=8, multipart_from_mib=16).open() as session:
         upload = session.upload("f", len(data), key="k")
-        upload.write(memoryview(data)[: 8 * MIB])
-        upload.seal()
+        upload.write(memoryview(data)[: 17 * MIB])
+        upload.rewind(16 * MIB)  # waits for the two parts
         proxy.down()
-        upload.write(memoryview(data)[8 * MIB : 24 * MIB])
+        upload.write(memoryview(data)[16 * MIB : 32 * MIB])
         journal = upload.journal
         upload.keep()
     proxy.up()
     with behind(proxy, seaweedfs, part_size_mib=8, multipart_from_mib=16).open() as later:
         upload = later.upload("f", len(data), key="k", resume=True, journal=journal)
-        assert upload.offset == 8 * MIB
+        assert upload.offset == 16 * MIB
         upload.write(memoryview(data)[upload.offset :])
         upload.commit()
         assert fetch(later, "f", step=MIB) == data
