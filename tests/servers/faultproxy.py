@@ -48,6 +48,7 @@ class FaultProxy:
     def __init__(self, target_port: int, target_host: str = LOOPBACK):
         self.target, self.port = (target_host, target_port), 0
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._halves: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         self.heal()
@@ -81,7 +82,7 @@ class FaultProxy:
 
     def reset_all(self) -> None:
         with self._lock:
-            pairs, self._pairs = self._pairs, set()
+            pairs, self._pairs, self._halves = self._pairs, set(), set()
         for pair in pairs:
             _kill(pair, "rst")
 
@@ -90,6 +91,11 @@ class FaultProxy:
 
     def __exit__(self, *exc: object) -> None:
         self.down()
+
+    @property
+    def pairs(self) -> int:
+        """How many connections there are."""
+        return len(self._pairs)
 
     # -- traffic ----------------------------------------------------------------------------------------------------
 
@@ -127,6 +133,7 @@ class FaultProxy:
                 data = source.recv(1 << 18 if not self.rate else max(1, min(1 << 16, self.rate // 20)))
                 if not data:
                     sink.shutdown(socket.SHUT_WR)  # a half-close is passed on
+                    self._ended(pair)
                     return
                 data, cut = self._spoil(way, seen, data)
                 seen += len(data)
@@ -166,9 +173,18 @@ class FaultProxy:
             self.strikes += 1
             return True
 
+    def _ended(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        """One of its ways; after both nothing is left of it: descriptors are finite."""
+        with self._lock:
+            both = pair in self._halves
+            self._halves.add(pair)
+        if both:
+            self._drop(pair, "fin")
+
     def _drop(self, pair: tuple[socket.socket, socket.socket], how: How) -> None:
         with self._lock:
             self._pairs.discard(pair)
+            self._halves.discard(pair)
         _kill(pair, how)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -123,3 +124,16 @@ def test_refused_while_down(proxy: FaultProxy) -> None:
     with call(proxy) as one:
         one.sendall(b"abc")
         assert receive(one, 3) == b"abc"
+
+
+def test_nothing_is_left_of_connections_that_ended(echo: int) -> None:
+    """Whoever makes thousands of them through it would have no descriptors left, and `select` takes those below 1024."""
+    with FaultProxy(echo) as proxy:
+        for _ in range(50):
+            with socket.create_connection((LOOPBACK, proxy.port), 20) as one:
+                one.sendall(b"x")
+                assert one.recv(1) == b"x"
+        deadline = time.monotonic() + 20
+        while proxy.pairs and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert proxy.pairs == 0
