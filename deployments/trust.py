@@ -6,6 +6,7 @@ For Prefect's API that is what Prefect's own client is told; the ledger's is in 
 from __future__ import annotations
 
 import ssl
+import sys
 from typing import TYPE_CHECKING
 
 from blocks.errors import ConfigError
@@ -41,6 +42,19 @@ def client() -> SyncPrefectClient:
 
     api_ca()
     return get_client(sync_client=True)
+
+
+def told_if_refused() -> bool:
+    """Whether Prefect's API is one that we do not believe; said in one line then. Where none answers: not."""
+    try:
+        with client() as asked:
+            trouble = asked.api_healthcheck()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return True
+    if refused(trouble):
+        print(f"the Prefect server is not believed: {trouble} ({remedy(trouble, '')})", file=sys.stderr)
+    return refused(trouble)
 
 
 def refused(trouble: object) -> bool:

@@ -4,6 +4,7 @@ are: all hosts speak TLS, and with nobody whose certificate or name is not the r
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import secrets
@@ -13,7 +14,8 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -236,39 +238,37 @@ NO_FILE = {"ca.pem": "nowhere.pem"}
 
 
 @pytest.mark.parametrize(
-    ("command", "variable", "change", "said"),
+    ("variable", "change", "said"),
     [
-        ("migrate", LEDGER, ANOTHER, "certificate verify failed"),
-        ("migrate", LEDGER, NO_NAME, 'does not match host name "127.0.0.1"'),
-        ("migrate", LEDGER, NO_FILE, "nowhere.pem"),
-        ("migrate", DATABASE_CA, ANOTHER, "certificate verify failed"),
-        ("migrate", DATABASE, NO_NAME, "IP address mismatch"),
-        ("migrate", DATABASE_CA, NO_FILE, "nowhere.pem"),
-        ("migrate", MESSAGES, ANOTHER, "certificate verify failed"),
-        ("migrate", MESSAGES, NO_NAME, "IP address mismatch"),
-        ("migrate", MESSAGES, NO_FILE, "ssl_ca_certs"),
+        (LEDGER, ANOTHER, "certificate verify failed"),
+        (LEDGER, NO_NAME, 'does not match host name "127.0.0.1"'),
+        (LEDGER, NO_FILE, "nowhere.pem"),
+        (DATABASE_CA, ANOTHER, "certificate verify failed"),
+        (DATABASE, NO_NAME, "IP address mismatch"),
+        (DATABASE_CA, NO_FILE, "nowhere.pem"),
+        (MESSAGES, ANOTHER, "certificate verify failed"),
+        (MESSAGES, NO_NAME, "IP address mismatch"),
+        (MESSAGES, NO_FILE, "ssl_ca_certs"),
     ],
 )  # fmt: skip
-def test_a_database_that_is_somebody_else(
-    servers: TlsFleet, command: str, variable: str, change: dict[str, str], said: str
-) -> None:
-    _refused(servers, command, variable, change, said)
+def test_a_database_that_is_somebody_else(servers: TlsFleet, variable: str, change: dict[str, str], said: str) -> None:
+    _refused(servers, "migrate", variable, change, said)
 
 
 @pytest.mark.parametrize(
-    ("command", "change", "said"),
+    ("command", "variable", "change", "said"),
     [
-        (("deploy",), {API_CA: ANOTHER}, "certificate verify failed"),
-        (("deploy",), {API: NO_NAME}, "IP address mismatch"),
-        (("deploy",), {API_CA: NO_FILE}, "nowhere.pem"),
-        (("worker",), {API_CA: NO_FILE}, "nowhere.pem"),
+        ("deploy", API_CA, ANOTHER, "certificate verify failed"),
+        ("deploy", API, NO_NAME, "IP address mismatch"),
+        ("deploy", API_CA, NO_FILE, "nowhere.pem"),
+        ("worker", API_CA, ANOTHER, "certificate verify failed"),
+        ("worker", API_CA, NO_FILE, "nowhere.pem"),
     ],
 )
 def test_an_api_that_is_somebody_else(
-    fleet: TlsFleet, command: tuple[str, ...], change: dict[str, dict[str, str]], said: str
+    fleet: TlsFleet, command: str, variable: str, change: dict[str, str], said: str
 ) -> None:
-    ((variable, places),) = change.items()
-    _refused(fleet, command[0], variable, places, said)
+    _refused(fleet, command, variable, change, said)
 
 
 def _refused(fleet: TlsFleet, command: str, variable: str, change: dict[str, str], said: str) -> None:
@@ -340,6 +340,15 @@ def test_the_end_of_a_flight_starts_its_job(fleet: TlsFleet, client: SyncPrefect
     its = DeploymentFilter(name=DeploymentFilterName(any_=["flight"]))
     (run,) = until("its run", lambda: client.read_flow_runs(deployment_filter=its), told=fleet.told)
     _delivered(job, client, run)
+
+
+def test_it_sends_browsers_nowhere_without_tls(fleet: TlsFleet) -> None:
+    believes = ssl.create_default_context(cafile=fleet.ca)
+    with closing(HTTPSConnection("localhost", fleet.https_port, context=believes, timeout=30)) as browser:
+        browser.request("GET", "/docs/")
+        assert browser.getresponse().headers["Location"] == f"{fleet.url}/docs"
+    with urllib.request.urlopen(f"{fleet.url}/ui-settings", timeout=30, context=believes) as answer:
+        assert json.load(answer)["api_url"] == f"{fleet.url}/api"
 
 
 def test_one_host_of_the_api_is_away(fleet: TlsFleet, client: SyncPrefectClient, make_job: MakeJob) -> None:
