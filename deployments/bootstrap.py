@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blocks.errors import ConfigError, NetworkError, OnblockError
+from deployments import trust
 from deployments.deploy import deploy_file, deploy_job
 from deployments.server import Report, create_automations, create_limits, create_pool, register_blocks
 
@@ -59,7 +60,6 @@ def bootstrap(jobs: Iterable[Path | str | TransferJob] = (), prefect_yaml: Path 
 @contextmanager
 def connect() -> Iterator[SyncPrefectClient]:
     """A client of the server at PREFECT_API_URL. ConfigError where that is not set, NetworkError where none answers."""
-    from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
@@ -69,11 +69,11 @@ def connect() -> Iterator[SyncPrefectClient]:
             remedy="start one with `onblock up`, or set it, such as `export PREFECT_API_URL=http://127.0.0.1:4200/api`",
         )
     os.environ.setdefault("PREFECT_API_URL", url)  # may come from a profile; `load_job` looks at the environment
-    with get_client(sync_client=True) as client:
+    with trust.client() as client:
         if (trouble := client.api_healthcheck()) is not None:
             raise NetworkError(
                 f"no Prefect server answers at {url}: {trouble}",
-                remedy="start it (`onblock up` starts one here), or correct PREFECT_API_URL",
+                remedy=trust.remedy(trouble, "start it (`onblock up` starts one here), or correct PREFECT_API_URL"),
             ) from trouble
         yield client
 

@@ -78,17 +78,16 @@ def run(
 
 
 def _flow_run(job: TransferJob, flight: str | None, device: str | None) -> dict[str, Any]:
-    from prefect.client.orchestration import get_client
-
     from blocks.errors import NetworkError
+    from deployments import trust
     from flows.transfer.flow import transfer
 
     _told_by_prefect()
-    with get_client(sync_client=True) as client:
+    with trust.client() as client:
         if (trouble := client.api_healthcheck()) is not None:
             raise NetworkError(
                 f"no Prefect server answers at {_api_url()}: {trouble}",
-                remedy="start it (`onblock up`), or unset PREFECT_API_URL to run without one",
+                remedy=trust.remedy(trouble, "start it (`onblock up`), or unset PREFECT_API_URL to run without one"),
             )
     state: Any = transfer.with_options()(job, flight=flight, device=device, return_state=True)  # pyright: ignore
     result = state.result(raise_on_failure=False)

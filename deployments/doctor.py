@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from blocks.errors import OnblockError
+from blocks.errors import ConfigError, OnblockError
 from blocks.home import home
 from blocks.storage import LocalStorage
+from deployments import trust
 from flows.ledger import Ledger
 from flows.ledger.store import default_url
 from flows.transfer.job import TransferJob, load_job
@@ -84,7 +85,6 @@ def _ledger() -> Check:
 
 def _prefect() -> list[Check]:
     import httpx
-    from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_URL
 
@@ -97,10 +97,15 @@ def _prefect() -> list[Check]:
                 "PREFECT_API_URL is not set: `onblock run` works without; `onblock up` starts one",
             )
         ]
-    with get_client(sync_client=True) as client:
+    try:
+        client = trust.client()
+    except ConfigError as error:
+        return [Check("Prefect server", False, str(error))]
+    with client:
         failure = client.api_healthcheck()
         if failure is not None:
-            return [Check("Prefect server", False, f"{url} does not answer ({failure}); start it with `onblock up`")]
+            what_to_do = trust.remedy(failure, "start it with `onblock up`")
+            return [Check("Prefect server", False, f"{url} does not answer ({failure}); {what_to_do}")]
         try:
             limit = client.read_concurrency_limit_by_tag("onblock")
             return [

@@ -11,17 +11,22 @@ The same parts on several hosts are units of systemd (`systemd/`, `docs/fleet.md
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
 from blocks.errors import ConfigError, NetworkError
+from deployments import trust
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+DATABASE_CA = "PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE"
 OLD_DATABASE = "PREFECT_API_DATABASE_CONNECTION_URL"
 """Its name in older versions of Prefect, which still counts."""
 LEDGER = "ONBLOCK_LEDGER_URL"
 REDIS = "PREFECT_REDIS_MESSAGING_"
+REDIS_TOO = ("PREFECT_SERVER_DOCKET_URL", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL")
+"""Where its address stands once more."""
 SETTINGS = {
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER": "prefect_redis.messaging",
     "PREFECT_SERVER_EVENTS_MESSAGING_CACHE": "prefect_redis.messaging",
@@ -101,7 +106,7 @@ def fleet_environment(env: Mapping[str, str]) -> dict[str, str]:
             f"{LEDGER} and {DATABASE} are the same database: the migrations of one would break the other",
             remedy="make a database for each with `createdb`",
         )
-    redis = dict.fromkeys(("PREFECT_SERVER_DOCKET_URL", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"), redis_url(env))
+    redis = dict.fromkeys(REDIS_TOO, redis_url(env))
     return {**SETTINGS, DATABASE: database, **redis, **env}
 
 
@@ -139,13 +144,26 @@ def reach(env: Mapping[str, str]) -> list[str]:
     Raises ConfigError, NetworkError, AuthError. Brings the ledger up to date."""
     from flows.ledger import Ledger
 
-    remarks = _reach_redis(redis_url(env))
-    _reach_prefect(env[DATABASE])
+    remarks = reach_what_servers_need(env)
     Ledger.open(env[LEDGER]).close()
     return remarks
 
 
-def _reach_redis(url: str) -> list[str]:
+def reach_what_servers_need(env: Mapping[str, str]) -> list[str]:
+    """The same for Redis, at each of its addresses, and Prefect's database, as far as `env` names them."""
+    asked: dict[str, str] = {}
+    if env.get(f"{REDIS}URL") or env.get(f"{REDIS}HOST"):
+        asked[redis_url(env)] = f"{REDIS}URL"
+    for name in REDIS_TOO:
+        if (url := env.get(name, "")).startswith("redis"):
+            asked.setdefault(url, name)
+    remarks = [remark for url, name in asked.items() for remark in _reach_redis(url, name)]
+    if (database := env.get(DATABASE) or env.get(OLD_DATABASE) or "").startswith("postgresql"):
+        _reach_prefect(database)
+    return list(dict.fromkeys(remarks))
+
+
+def _reach_redis(url: str, name: str) -> list[str]:
     try:
         import prefect_redis  # noqa: F401
         from redis import Redis, exceptions
@@ -156,15 +174,16 @@ def _reach_redis(url: str) -> list[str]:
     try:
         client = Redis.from_url(url, socket_connect_timeout=PATIENCE_S, socket_timeout=PATIENCE_S)
     except ValueError as error:
-        raise ConfigError(f"{REDIS}URL is no address of Redis: {error}") from None
+        raise ConfigError(f"{name} is no address of Redis: {error}") from None
     with client:
         try:
             client.ping()
         except exceptions.AuthenticationError as error:
-            raise ConfigError(f"Redis refused the login: {error}", remedy=f"check the password in {REDIS}URL") from None
-        except exceptions.RedisError as error:
+            raise ConfigError(f"Redis refused the login: {error}", remedy=f"check the password in {name}") from None
+        except (exceptions.RedisError, OSError) as error:
             raise NetworkError(
-                f"Redis does not answer: {error}", remedy=f"check that it is on and reachable, and {REDIS}URL"
+                f"Redis does not answer: {error}",
+                remedy=f"check that it is on and reachable, and {name}, with TLS also its ssl_ca_certs",
             ) from None
         try:
             kept = client.config_get("appendonly").get("appendonly")  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,8 +198,10 @@ def _reach_prefect(url: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.ext.asyncio import create_async_engine
 
+    tls = _tls()
+
     async def ask() -> None:
-        engine = create_async_engine(url, connect_args={"timeout": PATIENCE_S})
+        engine = create_async_engine(url, connect_args={"timeout": PATIENCE_S} | ({"ssl": tls} if tls else {}))
         try:
             async with engine.connect():
                 pass
@@ -192,8 +213,22 @@ def _reach_prefect(url: str) -> None:
     except (SQLAlchemyError, OSError, TimeoutError, TypeError, ValueError, *_refusals()) as error:
         raise NetworkError(
             f"Prefect's database cannot be opened: {str(error) or type(error).__name__}",
-            remedy=f"check that it is on and reachable, and {DATABASE}",
+            remedy=f"check that it is on and reachable, and {DATABASE}, with TLS also {DATABASE_CA}",
         ) from None
+
+
+def _tls() -> ssl.SSLContext | None:
+    """As Prefect's server will speak with its database."""
+    from prefect.settings import get_current_settings
+
+    told = get_current_settings().server.database.sqlalchemy.connect_args.tls
+    if not told.enabled:
+        return None
+    tls = trust.context(told.ca_file, DATABASE_CA)
+    if told.cert_file and told.key_file:
+        tls.load_cert_chain(told.cert_file, told.key_file)
+    tls.check_hostname = told.check_hostname
+    return tls
 
 
 def _refusals() -> tuple[type[Exception], ...]:

@@ -8,6 +8,7 @@ back is told in `docs/fleet.md`. `onblock up --profile fleet` does this first; t
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -24,14 +25,18 @@ MOST = 100_000
 
 def main() -> int:
     """The command; 0, or 2 with a message where a database is not fit for it."""
+    from deployments.fleet import reach_what_servers_need
     from flows.ledger import Ledger
     from flows.ledger.migrate import HEAD
 
     try:
+        remarks = reach_what_servers_need(os.environ)
         Ledger.open().close()
     except OnblockError as error:
         print(f"migrate: {error}", file=sys.stderr)
         return 2
+    for remark in remarks:
+        print(f"note: {remark}", file=sys.stderr)
     print(f"the ledger is at {HEAD}", flush=True)
     freed = asyncio.run(_prefect())
     print("Prefect's database is up to date")

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from blocks.errors import ConfigError
+from deployments import trust
 from deployments.fleet import LEDGER
 
 API = "PREFECT_API_URL"
@@ -74,6 +75,7 @@ def deploy(
 
 def _server() -> str:
     if url := os.environ.get(API):
+        trust.api_ca()
         return url
     raise ConfigError(
         f"{API} is not set: a part of a fleet works for a Prefect server",

@@ -34,7 +34,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from deployments import anew
+from deployments import anew, trust
 from deployments.calls import RESTS, Calls
 from deployments.lasting import outlast_restarts
 from deployments.server import POOL
@@ -261,6 +261,8 @@ def main(pool: str, limit: int | None = None, rests_after_s: float | None = None
     # Prefect makes of every signal to end a SIGINT, which a shell's background jobs ignore
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_to_warm()
+    if trust.told_if_refused():  # before it waits for a server, as for one that is away
+        return 2
     outlast_restarts()
     with contextlib.suppress(KeyboardInterrupt):
         return asyncio.run(work(pool, limit, rests_after_s))

@@ -52,6 +52,7 @@ from deployments.agent.settings import (
     pool,
 )
 from deployments.agent.status import Status, StatusLoop
+from deployments.trust import API_CA
 from deployments.up import Stop
 from flows.capture import at_work
 from flows.capture.manifest import COMPLETED
@@ -125,9 +126,10 @@ class Agent:
             missing["wifi"] = str(error)
         try:
             if api_url:
-                self.server = Server(api_url, login)
+                ca = env.get(API_CA)
+                self.server = Server(api_url, login, ca)
                 # another client: this one is asked from the keeper's thread
-                asked = Server(api_url, login)
+                asked = Server(api_url, login, ca)
                 self.keeper = Keeper(
                     ["deployments.agent.work", device], env, logs / "worker.log", asked.healthy,
                     lambda: asked.has_runs(pool(device), SOON_S),

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from blocks.errors import ConfigError, NetworkError
+from deployments import trust
 from flows import starts
 
 log = logging.getLogger("onblock.agent")
@@ -40,9 +41,10 @@ class Refused(ConfigError):
 
 
 class Server:
-    """A Prefect server by its API, as little of it as the agent needs. Of one thread. Raises ConfigError for what is no URL."""
+    """A Prefect server by its API, as little of it as the agent needs. Of one thread. `ca` signed its certificate, if that is
+    not public. Raises ConfigError for what is no URL, and no CA."""
 
-    def __init__(self, url: str, login: str | None = None):
+    def __init__(self, url: str, login: str | None = None, ca: str | None = None):
         try:
             local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
         except ValueError as error:
@@ -50,7 +52,7 @@ class Server:
         self.url = url.rstrip("/")
         try:
             self._client = httpx.Client(
-                base_url=self.url, timeout=10, trust_env=not local,
+                base_url=self.url, timeout=10, trust_env=not local, verify=trust.context(ca) if ca else True,
                 auth=tuple(login.split(":", 1)) if login and ":" in login else None,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
         except (httpx.InvalidURL, ValueError) as error:
@@ -84,6 +86,10 @@ class Server:
         try:
             answer = self._client.post(path, json=body)
         except NO_ANSWER as error:
+            if trust.refused(error):
+                raise NetworkError(
+                    f"the Prefect server is not believed: {error}", path=self.url, remedy=trust.remedy(error, "")
+                ) from error
             raise NetworkError(f"the Prefect server does not answer ({type(error).__name__})", path=self.url) from error
         if answer.is_success and not _is_page(answer):
             return answer

@@ -18,6 +18,7 @@ import httpx
 
 from blocks.devices import DEVICES
 from blocks.errors import AuthError, NetworkError, UnknownError
+from deployments import trust
 from flows.starts import Refused, Start, events_of, pages, start, starts_of
 
 log = logging.getLogger("onblock.console")
@@ -53,12 +54,12 @@ class Known(NamedTuple):
 
 
 class PrefectApi:
-    """A server, by its API. Shared by threads."""
+    """A server, by its API. Shared by threads. `ca` signed its certificate, if that is not public."""
 
-    def __init__(self, url: str, login: str | None = None):
+    def __init__(self, url: str, login: str | None = None, ca: str | None = None):
         local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
         self._client = httpx.Client(
-            base_url=url.rstrip("/"), timeout=10, trust_env=not local,
+            base_url=url.rstrip("/"), timeout=10, trust_env=not local, verify=trust.context(ca) if ca else True,
             auth=tuple(login.split(":", 1)) if login and ":" in login else None,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
         self._lock = threading.Lock()
@@ -67,12 +68,12 @@ class PrefectApi:
 
     @classmethod
     def of_the_environment(cls) -> PrefectApi:
-        """PREFECT_API_URL and its login."""
+        """PREFECT_API_URL, its login and its CA. Raises ConfigError for a CA that is none."""
         from prefect.settings import get_current_settings
 
         api = get_current_settings().api
         login = api.auth_string.get_secret_value() if api.auth_string else None
-        return cls(api.url or os.environ["PREFECT_API_URL"], login)
+        return cls(api.url or os.environ["PREFECT_API_URL"], login, trust.api_ca())
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -86,6 +87,10 @@ class PrefectApi:
             try:
                 answer = self._client.post(path, json=body)
             except httpx.HTTPError as error:
+                if trust.refused(error):
+                    raise NetworkError(
+                        f"the Prefect server is not believed: {error}", remedy=trust.remedy(error, "")
+                    ) from error
                 raise NetworkError(f"the Prefect server does not answer ({type(error).__name__})") from error
             if answer.status_code < 400:
                 try:

@@ -337,9 +337,9 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
                         File.queued_at > now - FRESH_MS,
                     )  # fmt: skip
                     other = c.execute(select(*_CLAIM, File.state).where(among, ~new)).all()
-                    claims = {i: Claim(i, 1, 0, now) for i in page}
+                    claims = {i: Claim(i, 1, 0, now) for i in page} if State.QUEUED in free else {}
                     for r in other:
-                        del claims[r.id]
+                        claims.pop(r.id, None)
                         if r.state in free:
                             claims[r.id] = Claim(r.id, r.attempt + 1, r.tries, r.queued_at, r.journal)
                     if c.execute(take).rowcount != len(claims):

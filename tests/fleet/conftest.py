@@ -16,7 +16,13 @@ import yaml
 from cryptography.fernet import Fernet
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    temporary_settings,
+)
 
 from tests.deployments.conftest import answers, until
 from tests.fleet import units
@@ -24,18 +30,24 @@ from tests.servers import postgres, redis
 from tests.servers.base import Server, free_port
 
 WORKERS = ("onblock-worker@1", "onblock-worker@2")
-PARTS = ("onblock-api", "onblock-services", *WORKERS, "onblock-console")
 LOGIN = "onblock:let-me-in"
 
 
 class Fleet:
-    """Its servers, and its parts by the name of their unit."""
+    """Its servers, and its parts by the name of their unit: `UNIT`, or `HOST/UNIT` where hosts differ."""
+
+    apis = ("onblock-api",)
+    workers = WORKERS
+    ca: Path | None = None
+    """Who signed the certificate of the API, if that is not public."""
 
     def __init__(self, folder: Path, database: postgres.Postgres, redis_server: redis.Redis):
         self.folder, self.postgres, self.redis = folder, database, redis_server
         self.api_port, self.console_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.api_port}"
         self.parts: dict[str, Unit] = {}
+        self.hosts: dict[str, dict[str, str]] = {}
+        """What the environment files of a host say otherwise."""
         self.key = Fernet.generate_key().decode()
 
     def database(self, name: str) -> str:
@@ -58,15 +70,15 @@ class Fleet:
             "PREFECT_SERVER_API_AUTH_STRING": LOGIN, "PREFECT_API_AUTH_STRING": LOGIN,
             "PREFECT_SERVER_ENCRYPTION_KEY": self.key, "PREFECT_SERVER_API_PORT": str(self.api_port),
             "PREFECT_API_URL": f"{self.url}/api", "PREFECT_SERVER_UI_API_URL": f"{self.url}/api",
-            "CONSOLE_PORT": str(self.console_port),
+            "PREFECT_API_SSL_CERT_FILE": "", "CONSOLE_PORT": str(self.console_port),
         }  # fmt: skip
 
-    def environment(self, file: str) -> dict[str, str]:
+    def environment(self, file: str, host: str = "") -> dict[str, str]:
         """Of an environment file, with what is ours in it, and nothing of whoever runs the tests."""
         given = units.settings(file)
         here = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH", "LANG") if key in os.environ}
         home = {"ONBLOCK_HOME": str(self.folder / "home"), "PREFECT_HOME": str(self.folder / "home" / "prefect")}
-        own = {key: value for key, value in self.own.items() if key in given}
+        own = {key: value for key, value in (self.own | self.hosts.get(host, {})).items() if key in given}
         return {key: value for key, value in {**here, **home, **given, **own}.items() if value}
 
     def start(self, *names: str) -> None:
@@ -80,16 +92,22 @@ class Fleet:
 
     def run(self, *arguments: str, file: str = "server.env") -> str:
         """A command of onblock; its output."""
+        code, said = self.tried(*arguments, file=file)
+        assert code == 0, said
+        return said
+
+    def tried(self, *arguments: str, file: str = "server.env", **env: str) -> tuple[int, str]:
+        """A command of onblock; its exit code and its output."""
         done = subprocess.run(
-            [*units.PROGRAMS["/opt/onblock/.venv/bin/onblock"], *arguments], env=self.environment(file), cwd="/",
+            [*units.PROGRAMS["/opt/onblock/.venv/bin/onblock"], *arguments], env=self.environment(file) | env, cwd="/",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        return done.returncode, done.stdout
 
     def up(self) -> None:
         """Start what is not running, and wait until it works."""
-        self.start(*(name for name in PARTS if name not in self.parts))
+        parts = (*self.apis, "onblock-services", *self.workers, "onblock-console")
+        self.start(*(name for name in parts if name not in self.parts))
         self.answers()
         until("a console", lambda: _listens(self.console_port), told=self.told)
 
@@ -109,10 +127,11 @@ class Unit(Server):
     def __init__(self, fleet: Fleet, name: str):
         super().__init__(fleet.folder / "parts" / name)
         self.fleet, self.name = fleet, name
-        self.unit = name.partition("@")[0] + ("@.service" if "@" in name else ".service")
+        self.host, _, unit = name.rpartition("/")
+        self.unit = unit.partition("@")[0] + ("@.service" if "@" in unit else ".service")
 
     def launch(self) -> dict[str, Any]:
-        env = self.fleet.environment(units.environment_file(self.unit))
+        env = self.fleet.environment(units.environment_file(self.unit), self.host)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 units.command(self.unit, env), env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -150,7 +169,7 @@ def fleet(servers: Fleet) -> Iterator[Fleet]:
     """One for all tests of a module; it is up."""
     try:
         servers.run("migrate")
-        servers.start("onblock-api")
+        servers.start(*servers.apis)
         servers.answers()
         servers.start("onblock-services")
         servers.run("deploy")
@@ -174,7 +193,8 @@ def client(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncPrefec
     monkeypatch.setenv("ONBLOCK_LEDGER_URL", fleet.database("ledger"))
     monkeypatch.setenv("PREFECT_API_URL", f"{fleet.url}/api")
     settings = {
-        PREFECT_API_URL: f"{fleet.url}/api", PREFECT_API_AUTH_STRING: LOGIN, PREFECT_HOME: fleet.folder / "home" / "prefect"
+        PREFECT_API_URL: f"{fleet.url}/api", PREFECT_API_AUTH_STRING: LOGIN, PREFECT_HOME: fleet.folder / "home" / "prefect",
+        PREFECT_API_SSL_CERT_FILE: fleet.ca and str(fleet.ca),
     }  # fmt: skip
     with temporary_settings(settings), get_client(sync_client=True) as client:
         yield client
@@ -215,6 +235,18 @@ class Job:
                     self.seen.setdefault(entry.name, set()).add(entry.inode())
                     there += 1
         return there
+
+    def finished(self, client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+        """The run, when it has ended; until then it is looked at what arrives."""
+
+        def look() -> FlowRun | None:
+            self.look()
+            now = client.read_flow_run(run.id)
+            return now if now.state is not None and now.state.is_final() else None
+
+        done = until("a run that has ended", look, told=self.fleet.told)
+        assert done is not None and done.state is not None
+        return done
 
     def check(self, attempts: set[int] | None = frozenset({1})) -> None:  # type: ignore[assignment]
         """Everything is there as it was, once, and the ledger says so; `attempts` that each took, if that matters."""

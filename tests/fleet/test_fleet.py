@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import FlowRun
 
 from deployments.server import ALL_TAG
 from tests.deployments.conftest import until
@@ -19,17 +18,6 @@ pytestmark = pytest.mark.timeout(900)
 MakeJob = Callable[..., Job]
 AWAY_S = 20.0
 MIB = 1 << 20
-
-
-def finished(client: SyncPrefectClient, fleet: Fleet, job: Job, run: FlowRun) -> FlowRun:
-    def look() -> FlowRun | None:
-        job.look()
-        now = client.read_flow_run(run.id)
-        return now if now.state is not None and now.state.is_final() else None
-
-    done = until("a run that has ended", look, told=fleet.told)
-    assert done is not None and done.state is not None
-    return done
 
 
 def nobody_holds_a_slot(client: SyncPrefectClient) -> None:
@@ -44,7 +32,7 @@ def test_a_job_is_delivered_by_a_worker_of_the_fleet(
 ) -> None:
     job = make_job("plain", 3, 1000)
     job.deploy()
-    done = finished(client, fleet, job, job.begin(client))
+    done = job.finished(client, job.begin(client))
     assert (done.state.name, done.state.message) == ("Completed", "3 delivered"), done.state
     job.check()
 
@@ -77,7 +65,7 @@ def test_a_job_goes_on_when_a_server_was_away(
         job.look()
         time.sleep(0.2)
     start()
-    done = finished(client, fleet, job, run)
+    done = job.finished(client, run)
     assert (done.state.name, done.state.message) == ("Completed", "30 delivered"), f"{done.state}\n{fleet.told()}"
     job.check()
     nobody_holds_a_slot(client)
@@ -95,7 +83,7 @@ def test_a_fleet_is_restored_from_a_backup(fleet: Fleet, client: SyncPrefectClie
     for name in ("ledger", "prefect"):
         fleet.postgres.run("pg_dump", "--format=custom", f"--file={fleet.folder}/{name}.dump", fleet.database(name))
     assert job.look() < len(job.contents)
-    finished(client, fleet, job, run)
+    job.finished(client, run)
     job.check()
 
     fleet.stop(*reversed(list(fleet.parts)))
@@ -116,7 +104,7 @@ def test_a_fleet_is_restored_from_a_backup(fleet: Fleet, client: SyncPrefectClie
 
     def proven() -> bool:
         """By the run that was under way then, which is taken for dead and started again, or by another."""
-        finished(client, fleet, job, job.begin(client))
+        job.finished(client, job.begin(client))
         with Ledger.open(fleet.database("ledger")) as ledger:
             return {row["state"] for row in ledger.files() if row["job"] == job.name} == {"VERIFIED"}
 

@@ -22,6 +22,7 @@ PACKAGES = {
     "postgres": "postgresql",
     "pg_dump": "postgresql-client",
     "redis-server": "redis-server",
+    "nginx": "nginx-light",
     "rsync": "rsync",
     "curl": "curl",
     "mount": "mount",

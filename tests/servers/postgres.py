@@ -15,7 +15,7 @@ DEBIAN = "/usr/lib/postgresql/*/bin"
 class Postgres(Server):
     """A server with the superuser `onblock`. `info`: host, port, user, password, url (of the database `postgres`).
 
-    Option: `address`, where it listens.
+    Options: `address`, where it listens; `config`, further lines of `postgresql.conf`; `who`, all of `pg_hba.conf`.
     """
 
     stop_signal = signal.SIGINT  # "fast" shutdown: does not wait for clients to leave
@@ -35,8 +35,10 @@ class Postgres(Server):
                 "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", user=user,
             )  # fmt: skip
             secret.unlink()
-            with (data / "pg_hba.conf").open("a") as who:
-                who.write("host all all samenet scram-sha-256\n")
+            with (data / "pg_hba.conf").open("w" if "who" in self.options else "a") as who:
+                who.write(self.options.get("who", "host all all samenet scram-sha-256\n"))
+            with (data / "postgresql.conf").open("a") as config:
+                config.write(self.options.get("config", ""))
         settings = {
             "port": port, "listen_addresses": address, "unix_socket_directories": "", "max_connections": 200,
         }  # fmt: skip
