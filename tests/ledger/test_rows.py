@@ -189,6 +189,12 @@ def test_a_claim_is_exclusive_and_counts_up(ledger: Ledger, run_id: str, route: 
     assert ledger.claim(run_id, [10**9]) == {}
 
 
+def test_what_has_not_been_fetched_cannot_be_processed(ledger: Ledger, run_id: str, route: int) -> None:
+    (row,) = enter(ledger, run_id, route, [version("a")])
+    assert ledger.claim(run_id, [row.id], State.PROCESSING) == {}
+    assert ledger.claim(run_id, [row.id])[row.id].attempt == 1
+
+
 def test_a_late_writer_changes_nothing(ledger: Ledger, run_id: str, route: int) -> None:
     (row,) = enter(ledger, run_id, route, [version("a")])
     old = ledger.claim(run_id, [row.id])[row.id]
