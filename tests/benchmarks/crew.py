@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from flows.ledger import Ledger
 from flows.transfer.crew import Crew, lend_a_hand
