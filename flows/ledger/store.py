@@ -204,7 +204,7 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
             ).all()
             rows: list[Row] = []
             for ids in pages([i for _, i in found if i is not None]):
-                rows += map(row_of, c.execute(select(*COLUMNS).where(File.id.in_(ids))))
+                rows += map(row_of, c.execute(select(*COLUMNS).where(self._among(File.id, ids))).all())
         return [n for n, i in found if i is None], rows
 
     def enter(self, run_id: str, files: Sequence[NewFile], *, flight: str | None, device: str | None) -> list[Entered]:
@@ -267,7 +267,9 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
         """Note that this run's listing still shows these versions, which nobody works on."""
         with self._write() as c:
             for page in self._lock_ids(c, [r.id for r in rows]):
-                c.execute(update(File).where(File.id.in_(page), File.state.not_in(ACTIVE)).values(run_id=run_id))
+                c.execute(
+                    update(File).where(self._among(File.id, page), File.state.not_in(ACTIVE)).values(run_id=run_id)
+                )
 
     def gone(self, route_id: int, run_id: str) -> Iterator[list[tuple[Row, bool]]]:
         """Pages of rows that wait for a file which a complete listing by `run_id` did not show.
