@@ -171,8 +171,9 @@ def deploy(
     version = _fingerprint([content, schedules, triggers])
     label = f"deployment {flow.name}/{entry['name']}"
     try:
-        before = client.read_deployment_by_name(f"{flow.name}/{entry['name']}").version
-        if before == version and not by_hand:
+        there = client.read_deployment_by_name(f"{flow.name}/{entry['name']}")
+        before = there.version
+        if before == version and not by_hand and there.work_pool_name:  # it has none where its pool was deleted
             report.kept.append(label)
             return
         if by_hand and before and before != UNFINISHED:

@@ -120,6 +120,9 @@ def test_a_worker_rests_while_there_is_nothing_to_do(api: str, client: SyncPrefe
 
         client.delete_work_pool("device-cam-01")
         until("the pool is there again", lambda: _pool(client, "device-cam-01"), 120)
+        again = until("so is capture", lambda: (d := _deployment(client, "capture/cam-01")).work_pool_name and d, 120)
+        client.create_flow_run_from_deployment(again.id)
+        until("the panel shows it", lambda: machine.status().get("state") == "recording", 120)
     finally:
         machine.end()
 
