@@ -155,7 +155,7 @@ class WarmWorker(ProcessWorker):
             return []
         if found := await super().get_and_submit_flow_runs():
             self.calls.wake()
-        if found or self._in_hand or self._submitting_flow_run_ids:
+        if found or self._in_hand or self._submitting_flow_run_ids or self._work_pool is None:  # not asked yet
             self._idle_since = time.monotonic()
         elif self.rests_after_s is not None and time.monotonic() - self._idle_since >= self.rests_after_s:
             raise Rests

@@ -67,7 +67,7 @@ STATUS = "onblock.device.status"
 MENDING = "(mending)"
 """Among the recordings that are not merged: what puts them in order has failed itself."""
 SOON_S = 60.0
-"""A worker that rests is begun so long before a run is due."""
+"""A worker that rests is begun so long before a run is due, at most."""
 SEALING_S = 75.0
 """The hands get so long at the end: what is being begun, and then sealed."""
 
@@ -130,9 +130,12 @@ class Agent:
                 self.server = Server(api_url, login, ca)
                 # another client: this one is asked from the keeper's thread
                 asked = Server(api_url, login, ca)
+                rests = settings.worker.rests_after
+                # not earlier than it would rest again
+                soon = SOON_S if rests is None else min(SOON_S, rests.total_seconds())
                 self.keeper = Keeper(
                     ["deployments.agent.work", device], env, logs / "worker.log", asked.healthy,
-                    lambda: asked.has_runs(pool(device), SOON_S),
+                    lambda: asked.has_runs(pool(device), soon),
                 )  # fmt: skip
         except ConfigError as error:
             missing["server"] = str(error)

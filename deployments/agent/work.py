@@ -96,7 +96,7 @@ def main(device: str) -> int:
 
     register(device)
     rests_after = load_settings(device).worker.rests_after
-    return worker.main(pool(device), rests_after_s=rests_after.total_seconds() if rests_after else None)
+    return worker.main(pool(device), rests_after_s=None if rests_after is None else rests_after.total_seconds())
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def test_a_device_works_without_its_server_and_catches_up(
 
 
 def test_a_worker_rests_while_there_is_nothing_to_do(api: str, client: SyncPrefectClient, tmp_path: Path):
-    machine = Machine(tmp_path, worker={"rests_after": "1s"})
+    machine = Machine(tmp_path, worker={"rests_after": "0s"})
 
     def worker_is(state: str) -> bool:
         return machine.status().get("worker", {}).get("state") == state
