@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Every command here starts programs of onblock's, some thousand in the tests: a second each is saved if they are compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test up bench torture lint docs screenshots clean
 

@@ -31,14 +31,15 @@ _LEASH = 'read -r _; [ -z "$1" ] || rm -rf -- "$1"; kill -KILL 0'
 
 
 class Program:
-    """One running program; a context manager that ends it. `stdin` and `stdout` are pipes where asked for.
+    """One running program; a context manager that ends it. `stdin` and `stdout` are pipes where asked for; `stdin` may also
+    be a file descriptor, which the program gets in its stead.
 
     `private` is a folder of its secrets, removed if onblock dies. Its standard error is collected in the background:
     `said()`. Raises ToolMissing if it is not installed.
     """
 
     def __init__(
-        self, argv: Sequence[str | bytes], *, env: Mapping[str, str] | None = None, stdin: bool = False,
+        self, argv: Sequence[str | bytes], *, env: Mapping[str, str] | None = None, stdin: bool | int = False,
         stdout: bool = False, heard: Callable[[bytes], object] | None = None, private: str = "",
     ):  # fmt: skip
         self.name = os.path.basename(os.fsdecode(argv[0]))
@@ -54,11 +55,13 @@ class Program:
         self._listener.start()
 
     def _start(
-        self, argv: Sequence[str | bytes], env: Mapping[str, str] | None, *, stdin: bool, stdout: bool
+        self, argv: Sequence[str | bytes], env: Mapping[str, str] | None, *, stdin: bool | int, stdout: bool
     ) -> subprocess.Popen[bytes]:
+        if isinstance(stdin, bool):
+            stdin = subprocess.PIPE if stdin else subprocess.DEVNULL
         try:
             return subprocess.Popen(
-                argv, env=env, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                argv, env=env, stdin=stdin,
                 stdout=subprocess.PIPE if stdout else subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0,
                 bufsize=0,
             )  # fmt: skip

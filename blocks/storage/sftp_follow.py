@@ -25,6 +25,23 @@ _COMMAND = b"""exec sh -c 'LC_ALL=C; export LC_ALL; read -r n; s=$(head -c "$n";
 """Takes a script after its length, then runs it: what follows in its standard input is the script's."""
 
 
+_BY_PYTHON = rb"""
+import hashlib, os, sys
+digest, view = hashlib.sha256(), memoryview(bytearray(1 << 18))
+def take(left):
+    while left and (n := os.readv(3, [view[:min(left, 1 << 18)]])):
+        digest.update(view[:n])
+        left -= n
+for line in sys.stdin.buffer:
+    take(int(line) << 20)
+    if sys.argv[1:]:
+        os.fdatasync(3)
+take(1 << 62)
+print(digest.hexdigest(), "*-")
+"""
+"""The same where there is a Python (3.8): nothing goes through a pipe (1.3 s of a processor for a GiB, against 2.0 s)."""
+
+
 class Follower:
     """Follows one file, `name` as a word of `sh`. `sync`: whether the far side can sync single files."""
 
@@ -32,7 +49,9 @@ class Follower:
         after = b"sync -d -- " + name + b" 2>/dev/null\n" if sync else b""
         script = (
             HASHER + b"exec 3< " + name + b" || exit 1\n"
-            b'{ while read -r n; do dd bs=1048576 count="$n" <&3 2>/dev/null\n' + after + b"done; cat <&3; } | onblock_sha256\n"
+            b"if python3 -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' </dev/null >/dev/null 2>&1\n"
+            b"then exec python3 -I -S -c '" + _BY_PYTHON + b"' " + (b"sync" if sync else b"") + b"\nfi\n"
+            b'{ while read -r n; do dd bs=131072 count="$((n * 8))" <&3 2>/dev/null\n' + after + b"done; cat <&3; } | onblock_sha256\n"
         )  # fmt: skip
         self._followed = 0
         self._channel: paramiko.Channel | None = connection.execute(_COMMAND)

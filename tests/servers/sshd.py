@@ -8,6 +8,8 @@ and the keys of `info`:
     sftponly    SFTP whatever is asked for
     noshell     SFTP; its login shell is nologin
     bare        SFTP without OpenSSH's extensions: as other vendors' servers
+    lean        everything, but its shell finds no Python
+    spare       everything, but its shell finds neither Python nor OpenSSL
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from tests.servers.base import LOOPBACK, Server, free_port, program
 PLAIN_UID = 20022
 EXTENSIONS = "posix-rename,hardlink,fsync,statvfs,fstatvfs,limits,lsetstat,copy-data,expand-path,users-groups-by-id"
 _WRAPPER = "libnss_wrapper.so"
+HIDDEN = {"lean": ("python3",), "spare": ("python3", "openssl")}
+"""By account: the programs that its shell does not find."""
 
 
 class Sshd(Server):
@@ -50,6 +54,7 @@ class Sshd(Server):
         accounts = [("xfer", uid, gid, "/bin/sh"), ("plain", plain, plain if root else gid, "/bin/sh")]
         accounts += [("sftponly", uid, gid, "/bin/sh"), ("bare", uid, gid, "/bin/sh")]
         accounts += [("noshell", uid, gid, "/usr/sbin/nologin")]
+        accounts += [(name, uid, gid, self._shell(name, *hidden)) for name, hidden in HIDDEN.items()]
         hashed = self.run(_tool("openssl"), "passwd", "-5", password).strip()
         files = {
             "passwd": "".join(f"{n}:x:{u}:{g}::{home}:{shell}\n" for n, u, g, shell in accounts)
@@ -114,6 +119,15 @@ class Sshd(Server):
             lines += [f"Subsystem sftp {server}", f"Match User bare\nForceCommand {server} -P {EXTENSIONS}"]
             lines += ["Match User sftponly,noshell\nForceCommand internal-sftp"]
         return "\n".join(lines) + "\n"
+
+    def _shell(self, account: str, *hidden: str) -> str:
+        """A login shell that finds programs which fail in the place of those that are hidden."""
+        folder = self.folder / account
+        folder.mkdir(exist_ok=True)
+        for name in hidden:
+            self._write(f"{account}/{name}", "#!/bin/sh\nexit 127\n", 0o755)
+        self._write(f"{account}/login", f'#!/bin/sh\nPATH="{folder}:$PATH"\nexport PATH\nexec /bin/sh "$@"\n', 0o755)
+        return str(folder / "login")
 
     def kill(self) -> None:
         """As a power cut: the server and all its connections, at once. `start` brings it back at the same port."""

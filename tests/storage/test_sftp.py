@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -495,36 +497,63 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> bytes:
     return payload(9 * MIB + 77)
 
 
+@pytest.fixture(params=["xfer", "lean", "spare"])
+def account(request: pytest.FixtureRequest) -> str:
+    """Its shell hashes by Python, OpenSSL, or coreutils."""
+    return request.param
+
+
 def began(session: Session, data: bytes) -> tuple[SftpSession, SftpUpload]:
     upload = begin(session, "f", data)
     assert isinstance(session, SftpSession) and isinstance(upload, SftpUpload)
     return session, upload
 
 
-def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, followed: bytes) -> None:
+HASHERS = {"xfer": "python3", "lean": "openssl", "spare": "sha256sum"}
+
+
+def hashers(sshd: Sshd, upload: SftpUpload) -> set[str]:
+    """The programs that hash under the server, once there is one."""
+    import psutil
+
+    assert sshd.process is not None and upload._follower is not None
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names = {
+                os.path.basename(p.cmdline()[0]) for p in psutil.Process(sshd.process.pid).children(True) if p.cmdline()
+            }
+            if found := names & set(HASHERS.values()):
+                return found
+        time.sleep(0.02)
+    return set()
+
+
+def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, account: str, followed: bytes) -> None:
     """Nobody else could tell: the shell that hashes at the end is gone."""
-    with sftp(sshd).open() as session:
+    with sftp(sshd, user=account).open() as session:
         mine, upload = began(session, followed)
+        assert HASHERS[account] in hashers(sshd, upload)
         assert mine.server._shell is not None
         mine.server._shell.close()
         assert upload.matches(hashlib.sha256(followed).hexdigest())
         upload.abort()
 
 
-def test_what_is_followed_is_what_lies_there(sshd: Sshd, followed: bytes) -> None:
+def test_what_is_followed_is_what_lies_there(sshd: Sshd, account: str, followed: bytes) -> None:
     """The far side holds a flipped bit: no digest but its own is right, and one look more is taken before it is said."""
     flipped = bytearray(followed)
     flipped[5 * MIB] ^= 1
-    with sftp(sshd).open() as session:
+    with sftp(sshd, user=account).open() as session:
         upload = begin(session, "f", bytes(flipped))
         assert upload.matches(hashlib.sha256(followed).hexdigest()) is False
         assert upload.matches(hashlib.sha256(flipped).hexdigest()) is True
         upload.abort()
 
 
-def test_bytes_behind_the_end_are_seen(sshd: Sshd, followed: bytes) -> None:
+def test_bytes_behind_the_end_are_seen(sshd: Sshd, account: str, followed: bytes) -> None:
     root = sshd.new_folder()
-    with sftp(sshd, root).open() as session:
+    with sftp(sshd, root, user=account).open() as session:
         _, upload = began(session, followed)
         upload.settle()
         (staged,) = root.iterdir()
@@ -534,8 +563,8 @@ def test_bytes_behind_the_end_are_seen(sshd: Sshd, followed: bytes) -> None:
         upload.abort()
 
 
-def test_a_follower_that_fails_costs_nothing(sshd: Sshd, followed: bytes) -> None:
-    with sftp(sshd).open() as session:
+def test_a_follower_that_fails_costs_nothing(sshd: Sshd, account: str, followed: bytes) -> None:
+    with sftp(sshd, user=account).open() as session:
         _, upload = began(session, followed[: 6 * MIB])
         assert upload._follower is not None and upload._follower._channel is not None
         upload._follower._channel.close()
@@ -545,9 +574,9 @@ def test_a_follower_that_fails_costs_nothing(sshd: Sshd, followed: bytes) -> Non
         assert session.checksum("f") == hashlib.sha256(followed).hexdigest()
 
 
-def test_a_rewound_file_is_not_followed(sshd: Sshd, followed: bytes) -> None:
+def test_a_rewound_file_is_not_followed(sshd: Sshd, account: str, followed: bytes) -> None:
     other = payload(3 * MIB, 5)
-    with sftp(sshd).open() as session:
+    with sftp(sshd, user=account).open() as session:
         _, upload = began(session, followed)
         assert upload.rewind(5 * MIB) == 5 * MIB
         upload.write(memoryview(other))
