@@ -109,7 +109,7 @@ class Fleet:
         parts = (*self.apis, "onblock-services", *self.workers, "onblock-console")
         self.start(*(name for name in parts if name not in self.parts))
         self.answers()
-        until("a console", lambda: _listens(self.console_port), told=self.told)
+        until("a console", lambda: listens(self.console_port), told=self.told)
 
     def answers(self) -> None:
         until("an API server", lambda: answers(self.url), told=self.told)
@@ -140,7 +140,7 @@ class Unit(Server):
         return {}
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     import urllib.request
 
     with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
