@@ -46,6 +46,8 @@ class Report:
     made: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    limited: set[str] = field(default_factory=set)
+    """Tags that are known to have a limit."""
 
 
 def register_blocks(report: Report) -> None:
@@ -130,12 +132,15 @@ def create_limits(client: SyncPrefectClient, tags: Iterable[str], report: Report
     from prefect.exceptions import ObjectNotFound
 
     for tag, slots in limits(tags).items():
+        if tag in report.limited:  # by a job before this one
+            continue
         try:
             limit = client.read_concurrency_limit_by_tag(tag)
             report.kept.append(f"limit {tag}: {limit.concurrency_limit}")
         except ObjectNotFound:
             client.create_concurrency_limit(tag=tag, concurrency_limit=slots)
             report.made.append(f"limit {tag}: {slots}")
+        report.limited.add(tag)
 
 
 def create_automations(client: SyncPrefectClient, report: Report, within: timedelta = DEAD_AFTER) -> None:
