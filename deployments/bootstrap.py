@@ -59,7 +59,9 @@ def bootstrap(jobs: Iterable[Path | str | TransferJob] = (), prefect_yaml: Path 
 
 @contextmanager
 def connect() -> Iterator[SyncPrefectClient]:
-    """A client of the server at PREFECT_API_URL. ConfigError where that is not set, NetworkError where none answers."""
+    """A client of the server at PREFECT_API_URL, which Prefect's own functions use meanwhile, too: each would make another,
+    with certificates that are read anew. ConfigError where that is not set, NetworkError where none answers."""
+    from prefect.context import SyncClientContext
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
@@ -75,7 +77,8 @@ def connect() -> Iterator[SyncPrefectClient]:
                 f"no Prefect server answers at {url}: {trouble}",
                 remedy=trust.remedy(trouble, "start it (`onblock up` starts one here), or correct PREFECT_API_URL"),
             ) from trouble
-        yield client
+    with SyncClientContext.get_or_create() as shared:
+        yield shared.client
 
 
 def main(argv: Sequence[str] | None = None) -> int:

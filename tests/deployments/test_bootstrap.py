@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks.errors import ConfigError, NetworkError
@@ -172,6 +172,16 @@ def test_a_deployment_that_was_cut_off_is_finished_by_the_next(
 
 
 # -- what it leaves alone -------------------------------------------------------------------------------------------
+
+
+def test_the_server_refuses_a_run_whose_parameters_do_not_fit(client: SyncPrefectClient, write_job: WriteJob) -> None:
+    """Also of a deployment that was changed: it looks at them only once it is complete."""
+    for keys in ({}, {"min_age": "3s"}):
+        bootstrap([write_job("enforced", **keys)])
+        deployment = client.read_deployment_by_name("transfer/enforced")
+        assert deployment.enforce_parameter_schema
+        with pytest.raises(PrefectHTTPStatusError, match="409"):
+            client.create_flow_run_from_deployment(deployment.id, parameters={"job": {"name": 7, "nonsense": True}})
 
 
 def test_twice_changes_nothing(client: SyncPrefectClient, write_job: WriteJob) -> None:
