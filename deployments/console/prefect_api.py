@@ -28,8 +28,8 @@ FRESH_S = 10.0
 SOON_S = 1.0
 """Something unknown is asked for anew, but not more often than this."""
 UNSEEN_S = 60.0
-"""So late, at most, a change of an automation is known that shows neither in their number nor as the newest: where the
-clocks of two API servers differ."""
+"""So late, at most, a change of an automation is known that shows neither in their number nor as the newest, where the
+clocks of two API servers differ; and a limit that was made for itself."""
 BUSY_S = 3.0
 """A server that is busy is asked again for so long."""
 
@@ -64,7 +64,7 @@ class PrefectApi:
         )  # fmt: skip
         self._lock = threading.Lock()
         self._known: Known | None = None
-        self._automations: tuple[Any, float, list[dict[str, Any]]] = (None, 0.0, [])
+        self._last: tuple[Any, float, list[dict[str, Any]], set[str]] = (None, 0.0, [], set())
 
     @classmethod
     def of_the_environment(cls) -> PrefectApi:
@@ -143,13 +143,11 @@ class PrefectApi:
             senders[found["name"]] = Sender(
                 secrets, frozenset(fields.get("hooks") or ()), frozenset(fields.get("devices") or ())
             )
-        # not by `/concurrency_limits/filter`, for which the server looks up who holds each: 2 s for 200 of them
-        names = (limit["name"] for limit in self._all("/v2/concurrency_limits/filter", {}))
-        devices = {name.removeprefix("tag:device:") for name in names if name.startswith("tag:device:")}
+        automations, devices = self._remembered(now)
         devices |= {str(fields["device"]) for _, fields in blocks if fields.get("device")}
         hooks: set[str] = set()
         starts: list[Start] = []
-        for automation in self._all_automations(now):
+        for automation in automations:
             if automation["enabled"]:
                 hooks |= {
                     e.removeprefix("onblock.hook.") for e in events_of(automation) if e.startswith("onblock.hook.")
@@ -157,15 +155,19 @@ class PrefectApi:
                 starts += starts_of(automation)
         return Known(senders, frozenset(devices), frozenset(hooks), tuple(starts), tuple(blocks), now)
 
-    def _all_automations(self, now: float) -> list[dict[str, Any]]:
-        """Those of the last time, if none has changed: a thousand devices have three thousand of them."""
+    def _remembered(self, now: float) -> tuple[list[dict[str, Any]], set[str]]:
+        """Automations, and the devices that have a limit: those of the last time, if no automation has changed. A thousand
+        devices have three thousand of them and two thousand limits, and a job that is deployed changes both."""
         newest = self.call("/automations/filter", {"sort": "UPDATED_DESC", "limit": 1})
         mark = (self.call("/automations/count", {}), [(a["id"], a["updated"]) for a in newest])
-        before, at, found = self._automations
+        before, at, automations, devices = self._last
         if mark != before or now - at > UNSEEN_S:
-            found = self._all("/automations/filter", {})
-            self._automations = mark, now, found
-        return found
+            automations = self._all("/automations/filter", {})
+            # not by `/concurrency_limits/filter`, for which the server looks up who holds each: 2 s for 200 of them
+            names = (limit["name"] for limit in self._all("/v2/concurrency_limits/filter", {}))
+            devices = {name.removeprefix("tag:device:") for name in names if name.startswith("tag:device:")}
+            self._last = mark, now, automations, devices
+        return automations, set(devices)
 
     def _all(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return pages(self.call, path, body)
