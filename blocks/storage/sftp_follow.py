@@ -39,7 +39,8 @@ for line in sys.stdin.buffer:
 take(1 << 62)
 print(digest.hexdigest(), "*-")
 """
-"""The same where there is a Python (3.8): nothing goes through a pipe (1.3 s of a processor for a GiB, against 2.0 s)."""
+"""What the shell does in `Follower`, where there is a Python (3.8): nothing goes through a pipe (1.3 s of a processor for a
+GiB, against 2.0 s)."""
 
 
 class Follower:

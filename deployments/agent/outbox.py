@@ -72,7 +72,7 @@ class Server:
                 return self._post(path, body, NO)
             try:
                 return self._post(path, body, starts.NO).json()
-            except Refused as error:  # that deployment is gone, or takes other parameters by now
+            except Refused as error:  # that deployment is gone
                 raise starts.Refused(str(error)) from error
             except ValueError as error:
                 raise NetworkError("what answers is no Prefect server", path=self.url) from error
