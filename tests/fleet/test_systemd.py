@@ -56,6 +56,10 @@ def fleet(servers: Fleet) -> Iterator[Host]:
         host.write(f"etc/onblock/{file}", "".join(f"{key}={value}\n" for key, value in said.items() if value), 0o600)
     for unit in units.FOLDER.glob("onblock-*.service"):
         host.write(f"etc/systemd/system/{unit.name}", unit.read_text())
+        if any(
+            path.is_relative_to("/tmp") for path in seen
+        ):  # a checkout there would be hidden by a /tmp of the unit's own
+            host.write(f"etc/systemd/system/{unit.name}.d/seen.conf", "[Service]\nPrivateTmp=no\n")
     with host:
         yield fleet
 

@@ -33,7 +33,9 @@ cd "$1"; shift
 mount --make-rprivate /
 mount --bind . .; cd "$PWD"
 mount --rbind /usr usr; mount -o remount,bind,ro usr
-while [ "$1" != -- ]; do mount --bind "$1" ".$1"; mount -o remount,bind,ro ".$1"; shift; done; shift
+mount -t tmpfs -o mode=755 tmpfs run
+mount -t tmpfs -o mode=1777 tmpfs tmp           # before what is seen, which may lie below it
+while [ "$1" != -- ]; do mkdir -p ".$1"; mount --bind "$1" ".$1"; mount -o remount,bind,ro ".$1"; shift; done; shift
 while [ $# -gt 0 ]; do mount --bind "$1" ".$2"; shift 2; done
 mount -t tmpfs -o mode=755 tmpfs dev
 for name in null zero full random urandom tty; do touch "dev/$name"; mount --bind "/dev/$name" "dev/$name"; done
@@ -45,8 +47,6 @@ mount -t proc proc proc
 mount --bind proc/sys proc/sys; mount -o remount,bind,ro proc/sys
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
-mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=1777 tmpfs tmp
 pivot_root . old
 cd /
 umount -l /old
