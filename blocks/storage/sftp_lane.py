@@ -13,6 +13,8 @@ import logging
 import os
 import select
 import socket
+import struct
+import termios
 
 from blocks.errors import OnblockError
 from blocks.storage.program import Program
@@ -65,10 +67,22 @@ class Lane:
             try:
                 n = os.writev(self._in, [first, view])
             except BlockingIOError:
-                if not select.select([], [self._in], [], self._patience)[1]:
-                    raise TimeoutError("the server takes nothing any more") from None
+                self._until_writable()
                 continue
             first, view = first[n:], view[max(0, n - len(first)) :]
+
+    def _until_writable(self) -> None:
+        """Wait for the client to take something. A socket tells only once three quarters of it are free: on a slow link that
+        may take longer than it may be silent."""
+        before = self._unread()
+        while not select.select([], [self._in], [], self._patience)[1]:
+            before, earlier = self._unread(), before
+            if before >= earlier:
+                raise TimeoutError("the server takes nothing any more")
+
+    def _unread(self) -> int:
+        """What was sent to the client, in bytes of the kernel's, until it has taken it."""
+        return struct.unpack("i", fcntl.ioctl(self._in, termios.TIOCOUTQ, b"\0" * 4))[0]
 
     def recv_ready(self) -> bool:
         """Whether `recv` would not wait."""

@@ -97,7 +97,7 @@ def test_the_cable_to_the_storage_is_slow_for_a_while(fleet: Fleet) -> None:
     storage.slow(None)
     job.completed(run)
     job.all_arrived_once()
-    assert [r["attempt"] for r in fleet.rows(job.name)] == [1], "nothing was broken off"
+    assert [r["attempt"] for r in fleet.rows(job.name)] == [1], f"something was broken off\n{fleet.said()}"
     sent = device.sent() - sent
     assert sent < 48 * MIB * 1.2, f"{sent / MIB:.0f} MiB left the device"
 

@@ -155,7 +155,7 @@ def test_many_at_once_never_hold_more_than_there_are(ledger: Ledger) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (most, turns) == (2, 48)
+    assert turns == 48 and most <= 2
 
 
 def test_a_machine_that_is_gone_in_the_middle_holds_up_nobody(
