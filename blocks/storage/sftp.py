@@ -40,8 +40,8 @@ class SftpStorage(SshStorage):
 
     use_shell: bool = Field(
         default=True,
-        description="Where the login has a shell that sees the same folder, let it compute SHA-256 and make folders "
-        "durable; off, files are read back over SFTP instead.",
+        description="Where the login has a shell that sees the same folder, let it take large files and compute their "
+        "SHA-256 (by Python, OpenSSL or coreutils), and make folders durable; off, files are read back over SFTP instead.",
     )
 
     def open(self) -> SftpSession:
@@ -184,8 +184,7 @@ class SftpSession(Session):
             server = self.server
             if found.size - offset >= LARGE and (lane := server.lane()) is not server:
                 server.let_go(handle)
-                number = lane.wire.send(Ask.OPEN, string(full) + struct.pack(">I", wire.READ) + wire.attributes())
-                server, handle = lane, string(lane.wire.handle(number))
+                server, handle = lane, lane.open(full, wire.READ)
         assert handle is not None
         return SftpReader(server, path, full, handle, offset, found.size)
 
@@ -209,27 +208,27 @@ class SftpSession(Session):
     ) -> SftpUpload:
         staged = self.server.staged(path, key)
         flags = wire.READ | wire.WRITE | wire.CREATE | (0 if resume else wire.EXCLUSIVE)
-        opening = string(staged) + struct.pack(">I", flags) + wire.attributes()
-        offset, handle = 0, b""
-        server = self.server.lane() if size >= LARGE else self.server
+        offset, handle, server = 0, b"", self.server
         with server.telling("cannot write there", path):
             for last in (False, True):
                 if not resume:  # never truncated: were it a second name of a file that is whole, that would be lost
                     server.later(Ask.REMOVE, string(staged))
-                number = server.wire.send(Ask.OPEN, opening)
                 try:
-                    handle = string(server.wire.handle(number))
+                    handle = server.open(staged, flags)
                     break
                 except Refused as refused:
                     if refused.code in (FAILURE, 11) or last:
-                        raise self.server.why_not(refused, path) from refused
+                        raise server.why_not(refused, path) from refused
                     if refused.code != NO_SUCH_FILE:
                         raise
-                    if why := self.server.make_folders(staged):
-                        raise self.server.why_not(why, path) from refused
+                    if why := server.make_folders(staged):
+                        raise server.why_not(why, path) from refused
+            if size >= LARGE and (lane := server.lane()) is not server:
+                server.let_go(handle)  # made by the server's own rules
+                server, handle = lane, lane.open(staged, wire.READ | wire.WRITE)
             if resume:
                 offset = server.wire.attributes(server.wire.send(Ask.FSTAT, handle)).size
-        follower = self.server.follow(staged) if size >= FOLLOWED and not resume else None
+        follower = server.follow(staged) if size >= FOLLOWED and not resume else None
         return SftpUpload(server, path, staged, handle, offset, size, mtime_ns, follower)
 
     def discard(self, path: str, key: str, journal: str = "") -> None:

@@ -192,7 +192,7 @@ class SftpUpload(Upload):
 
     def _conclude(self, number: int) -> None:
         if (refused := self._wire.outcome(number)) and self._broken is None:
-            self._broken = self._server.no_room(refused, self.path) or self._server.failure(
+            self._broken = self._server.base.no_room(refused, self.path) or self._server.failure(
                 refused, "cannot write it", self.path
             )
         self._check()
@@ -216,6 +216,11 @@ class SftpUpload(Upload):
             else:
                 self.settle()
                 if follower.finish(self._server.patience(self._at)) == sha256:
+                    return True
+        elif self._large and not fresh:
+            with self._server.telling("cannot hash it", self.path):
+                self.settle()
+                if self._server.followed(self._handle, self._at) == sha256:
                     return True
         return super().matches(sha256, fresh=fresh)
 
@@ -277,7 +282,7 @@ class SftpUpload(Upload):
             self._under_way.append(self._wire.send(Ask.CLOSE, handle))
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
-        server, name = self._server, self.path if path is None else path
+        server, name = self._server.base, self.path if path is None else path
         final = server.at(name)
         self.seal()
         self.settle()
@@ -303,10 +308,9 @@ class SftpUpload(Upload):
     def abort(self) -> None:
         self._mtime, self._broken = None, None
         self._unfollow()
+        if handle := self._handle:
+            self._handle = b""
+            self._server.let_go(handle, *self._under_way)
+        names = self._server.base.wire
         with self._server.telling("cannot remove the temporary file", self.path):
-            while self._under_way:
-                self._wire.forget(self._under_way.popleft())
-            if handle := self._handle:
-                self._handle = b""
-                self._wire.forget(self._wire.send(Ask.CLOSE, handle))
-            raise_unless(self._wire.outcome(self._wire.send(Ask.REMOVE, string(self.staged))), NO_SUCH_FILE)
+            raise_unless(names.outcome(names.send(Ask.REMOVE, string(self.staged))), NO_SUCH_FILE)

@@ -7,6 +7,7 @@ a password, everything goes over that one.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import logging
@@ -15,20 +16,31 @@ import select
 import socket
 import struct
 import termios
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blocks.errors import OnblockError
 from blocks.storage.program import Program
+from blocks.storage.sftp_messages import Messages
 from blocks.storage.ssh_login import SshStorage
 from blocks.storage.ssh_shell import HOST, Login
 
+if TYPE_CHECKING:
+    import paramiko
+
+    from blocks.storage.ssh import Connection
+
 log = logging.getLogger("onblock.storage")
 
+FAR = Path(__file__).with_name("sftp_far.py")
 PIPE = 1 << 20
 """Bytes that may be on their way to or from the client."""
 
 
 class Lane:
-    """What `sftp_messages` needs of a channel, over `ssh -s HOST sftp`. Raises OSError, EOFError.
+    """What `sftp_messages` needs of a channel, over `ssh`, to the server's SFTP or to a program there. Raises OSError, EOFError.
 
     The way to the client is a socket: a pipe tells of each page that is free, so that its two ends wake each other for a few
     KiB; a socket waits until most of it is (0.4 s of a processor less for a GiB). Its answers come by a pipe.
@@ -36,14 +48,14 @@ class Lane:
 
     out_max_packet_size = 1 << 20
 
-    def __init__(self, storage: SshStorage):
+    def __init__(self, storage: SshStorage, *remote: str):
         self._patience = storage.io_timeout
         self._login = Login(storage)
         self._socket, theirs = socket.socketpair()
         try:
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIPE)  # or as much as there may be here
-            argv = [*self._login.argv, "-o", "ControlMaster=no", "-o", "ControlPath=none", "-s", HOST, "sftp"]
+            argv = [*self._login.argv, "-o", "ControlMaster=no", "-o", "ControlPath=none", *remote]
             self._program = Program(argv, stdin=theirs.fileno(), stdout=True, private=self._login.folder)
         except BaseException:
             self._socket.close()
@@ -106,8 +118,12 @@ class Lane:
             if n:
                 rest[0] = rest[0][n:]
 
+    def settimeout(self, seconds: float) -> None:
+        """The client, and who is behind it, may be silent for so long."""
+        self._patience = seconds
+
     @property
-    def ended(self) -> bool:
+    def closed(self) -> bool:
         """Whether the client has ended."""
         return self._program.poll() is not None
 
@@ -118,12 +134,33 @@ class Lane:
         self._login.close()
 
 
-def lane_for(storage: SshStorage) -> Lane | None:
-    """A lane, where this machine and the login allow it."""
-    if storage.password is not None or storage.passphrase is not None:
-        return None  # the client would ask for it
-    try:
-        return Lane(storage)
-    except (OnblockError, OSError) as error:
-        log.debug("no fast lane to %s: %s", storage.address, error)
-        return None
+def lane_for(
+    storage: SshStorage, connection: Connection, *, shell: bool
+) -> tuple[Lane | paramiko.Channel, Messages] | None:
+    """The best lane that this machine and the login allow, if any. `shell`: whether the login has one."""
+    by_client = storage.password is None and storage.passphrase is None  # the client would ask for it
+    ways: list[tuple[str, Callable[[], Lane | paramiko.Channel]]] = []
+    if shell and by_client:
+        ways.append(("ssh and Python", lambda: Lane(storage, HOST, _by_python())))
+    elif shell:
+        ways.append(("Python", lambda: connection.execute(_by_python().encode())))
+    if by_client:
+        ways.append(("ssh", lambda: Lane(storage, "-s", HOST, "sftp")))
+    for name, way in ways:
+        lane = None
+        try:
+            lane = way()
+            return lane, Messages(lane, connection.hasten)
+        except (OnblockError, OSError, EOFError) as error:
+            log.debug("no fast lane to %s by %s: %s", storage.address, name, error)
+            if lane is not None:
+                connection.drop(lane)
+    log.info("large files go to %s like small ones", storage.address)
+    return None
+
+
+def _by_python() -> str:
+    """The command that runs `sftp_far.py` at the far side, as one word that all shells read alike."""
+    text = base64.b64encode(zlib.compress(FAR.read_bytes(), 9)).decode()
+    code = f"import base64,sys,zlib;sys.version_info<(3,8) and sys.exit(1);exec(zlib.decompress(base64.b64decode('{text}')));main()"
+    return f'exec python3 -I -S -c "{code}"'

@@ -42,6 +42,8 @@ POSIX_RENAME, HARDLINK, FSYNC, STATVFS, LIMITS = (
     b"limits@openssh.com",
 )  # fmt: skip
 """Extensions we use where the server offers them."""
+DIGEST = b"sha256@onblock"
+"""... and one of `sftp_far.py`: the SHA-256 of a file that was written from its beginning to its end."""
 
 BLOCK = 255 << 10
 """Bytes of one READ or WRITE where the server takes so many (OpenSSH does since 8.5)."""

@@ -34,6 +34,8 @@ from blocks.storage.sftp_messages import Ask, Attributes, Messages, Refused, str
 from blocks.storage.ssh_login import SshStorage
 
 if TYPE_CHECKING:
+    import paramiko
+
     from blocks.storage.sftp_follow import Follower
     from blocks.storage.sftp_lane import Lane
     from blocks.storage.ssh import Connection, Shell
@@ -105,8 +107,10 @@ class SftpServer:
     def __init__(self, storage: SshStorage, connection: Connection, *, use_shell: bool):
         self.storage, self.connection = storage, connection
         self._shell: Shell | None = None
+        self.base = self
+        """For all but the bytes of files; another than this one in a lane."""
         self._lane: SftpServer | None = None
-        self._pipe: Lane | None = None
+        self._pipe: Lane | paramiko.Channel | None = None
         self.tools: set[str] = set()
         """What the login's shell can do in the same folder: `sha256`, `sync`."""
         try:
@@ -135,22 +139,16 @@ class SftpServer:
 
     def lane(self) -> SftpServer:
         """The same folder over a connection for large files; this one where there is no other."""
-        if self._pipe is not None and self._pipe.ended:
-            self._pipe.close()
+        if self._pipe is not None and self._pipe.closed:
+            self.connection.drop(self._pipe)
             self._lane = self._pipe = None
         if self._lane is None:
             from blocks.storage.sftp_lane import lane_for
 
             self._lane = self
-            if (pipe := lane_for(self.storage)) is not None:
-                lane = copy.copy(self)
-                try:
-                    lane.wire = Messages(pipe, lambda: None)
-                except (OSError, EOFError, NetworkError) as error:
-                    pipe.close()
-                    log.info("large files go to %s like small ones: %s", self.storage.address, error)
-                else:
-                    self._lane, self._pipe = lane, pipe
+            if found := lane_for(self.storage, self.connection, shell="sha256" in self.tools):
+                self._lane = copy.copy(self)
+                self._pipe, self._lane.wire = found
         return self._lane
 
     def _find_root(self) -> bytes:
@@ -271,6 +269,12 @@ class SftpServer:
             raise
         return real.startswith(self.root + b"/")
 
+    def open(self, full: bytes, flags: int) -> bytes:
+        """The handle of a file, as requests have it. Raises Refused."""
+        return string(
+            self.wire.handle(self.wire.send(Ask.OPEN, string(full) + struct.pack(">I", flags) + wire.attributes()))
+        )
+
     def let_go(self, handle: bytes | None, *requests: int) -> None:
         """Close a handle, and want no answer to what was asked of it. Where the connection is gone, so are both."""
         with contextlib.suppress(NetworkError), self.telling("cannot close it"):
@@ -298,8 +302,8 @@ class SftpServer:
         return self.storage.io_timeout + size / HASH_RATE
 
     def follow(self, full: bytes) -> Follower | None:
-        """Let a shell of the server's hash a file while it is being sent, where there is one."""
-        if "sha256" not in self.tools:
+        """Let a shell of the server's hash a file while it is being sent, where there is one, and nobody else does."""
+        if "sha256" not in self.tools or wire.DIGEST in self.wire.extensions:
             return None
         from blocks.storage.sftp_follow import Follower
 
@@ -308,6 +312,21 @@ class SftpServer:
         except OnblockError as error:  # a server may allow a connection few channels
             log.debug("large files are hashed at their end: %s", error)
             return None
+
+    def followed(self, handle: bytes, size: int) -> str | None:
+        """The SHA-256 of all that lies in an open file, where the far side has hashed it while it was sent."""
+        pipe = self.base._pipe
+        if pipe is None or wire.DIGEST not in self.wire.extensions:
+            return None
+        pipe.settimeout(self.patience(size))
+        try:
+            asked = self.wire.send(Ask.EXTENDED, string(wire.DIGEST) + handle)
+            return self.wire.answer(asked, wire.EXTENDED_REPLY).string().decode()
+        except Refused as refused:
+            log.debug("what was sent is hashed at its end: %s", refused)
+            return None
+        finally:
+            pipe.settimeout(self.storage.io_timeout)
 
     def why_not(self, refused: Refused, path: str) -> Exception:
         """A file could not be made: because of what is in the way, or because nothing fits in."""
@@ -426,7 +445,7 @@ class SftpServer:
     def close(self) -> None:
         self.connection.close()
         if self._pipe is not None:
-            self._pipe.close()
+            self.connection.drop(self._pipe)
 
 
 def raise_unless(refused: Refused | None, *codes: int) -> None:

@@ -225,7 +225,7 @@ class Connection:
             timer.cancel()
 
     @staticmethod
-    def drop(channel: paramiko.Channel) -> None:
+    def drop(channel: paramiko.Channel | Lane) -> None:
         """Nobody needs this channel any more; whether the other side learns of it does not matter."""
         with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
             channel.close()

@@ -492,15 +492,22 @@ def test_memory_does_not_grow_with_the_file(sshd: Sshd) -> None:
 @pytest.fixture
 def followed(monkeypatch: pytest.MonkeyPatch) -> bytes:
     """A file that is hashed at the far side while it is sent, in several steps."""
+    monkeypatch.setattr("blocks.storage.sftp.LARGE", 4 * MIB)
     monkeypatch.setattr("blocks.storage.sftp.FOLLOWED", 4 * MIB)
     monkeypatch.setattr("blocks.storage.sftp_follow.STEP", MIB)
     return payload(9 * MIB + 77)
 
 
-@pytest.fixture(params=["xfer", "lean", "spare"])
-def account(request: pytest.FixtureRequest) -> str:
-    """Its shell hashes by Python, OpenSSL, or coreutils."""
-    return request.param
+Login = dict[str, Any]
+WITHOUT_PYTHON = ["lean", "spare"]
+
+
+@pytest.fixture(params=["xfer", "password", *WITHOUT_PYTHON])
+def account(request: pytest.FixtureRequest, sshd: Sshd) -> Login:
+    """The far side hashes by Python, over OpenSSH's client or our own; by OpenSSL; by coreutils."""
+    if request.param == "password":
+        return {"key_file": None, "password": sshd.info["password"]}
+    return {"user": request.param}
 
 
 def began(session: Session, data: bytes) -> tuple[SftpSession, SftpUpload]:
@@ -509,51 +516,51 @@ def began(session: Session, data: bytes) -> tuple[SftpSession, SftpUpload]:
     return session, upload
 
 
-HASHERS = {"xfer": "python3", "lean": "openssl", "spare": "sha256sum"}
+HASHERS = {"lean": "openssl", "spare": "sha256sum"}
 
 
-def hashers(sshd: Sshd, upload: SftpUpload) -> set[str]:
+def hashers(sshd: Sshd) -> set[str]:
     """The programs that hash under the server, once there is one."""
     import psutil
 
-    assert sshd.process is not None and upload._follower is not None
+    assert sshd.process is not None
     end = time.monotonic() + 20
     while time.monotonic() < end:
         with contextlib.suppress(psutil.NoSuchProcess):
             names = {
                 os.path.basename(p.cmdline()[0]) for p in psutil.Process(sshd.process.pid).children(True) if p.cmdline()
             }
-            if found := names & set(HASHERS.values()):
+            if found := names & {"python3", *HASHERS.values()}:
                 return found
         time.sleep(0.02)
     return set()
 
 
-def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, account: str, followed: bytes) -> None:
+def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, account: Login, followed: bytes) -> None:
     """Nobody else could tell: the shell that hashes at the end is gone."""
-    with sftp(sshd, user=account).open() as session:
+    with sftp(sshd, **account).open() as session:
         mine, upload = began(session, followed)
-        assert HASHERS[account] in hashers(sshd, upload)
+        assert hashers(sshd) == {HASHERS.get(account.get("user", ""), "python3")}
         assert mine.server._shell is not None
         mine.server._shell.close()
         assert upload.matches(hashlib.sha256(followed).hexdigest())
         upload.abort()
 
 
-def test_what_is_followed_is_what_lies_there(sshd: Sshd, account: str, followed: bytes) -> None:
+def test_what_is_followed_is_what_lies_there(sshd: Sshd, account: Login, followed: bytes) -> None:
     """The far side holds a flipped bit: no digest but its own is right, and one look more is taken before it is said."""
     flipped = bytearray(followed)
     flipped[5 * MIB] ^= 1
-    with sftp(sshd, user=account).open() as session:
+    with sftp(sshd, **account).open() as session:
         upload = begin(session, "f", bytes(flipped))
         assert upload.matches(hashlib.sha256(followed).hexdigest()) is False
         assert upload.matches(hashlib.sha256(flipped).hexdigest()) is True
         upload.abort()
 
 
-def test_bytes_behind_the_end_are_seen(sshd: Sshd, account: str, followed: bytes) -> None:
+def test_bytes_behind_the_end_are_seen(sshd: Sshd, account: Login, followed: bytes) -> None:
     root = sshd.new_folder()
-    with sftp(sshd, root, user=account).open() as session:
+    with sftp(sshd, root, **account).open() as session:
         _, upload = began(session, followed)
         upload.settle()
         (staged,) = root.iterdir()
@@ -563,8 +570,9 @@ def test_bytes_behind_the_end_are_seen(sshd: Sshd, account: str, followed: bytes
         upload.abort()
 
 
-def test_a_follower_that_fails_costs_nothing(sshd: Sshd, account: str, followed: bytes) -> None:
-    with sftp(sshd, user=account).open() as session:
+@pytest.mark.parametrize("user", WITHOUT_PYTHON)
+def test_a_follower_that_fails_costs_nothing(sshd: Sshd, user: str, followed: bytes) -> None:
+    with sftp(sshd, user=user).open() as session:
         _, upload = began(session, followed[: 6 * MIB])
         assert upload._follower is not None and upload._follower._channel is not None
         upload._follower._channel.close()
@@ -574,9 +582,9 @@ def test_a_follower_that_fails_costs_nothing(sshd: Sshd, account: str, followed:
         assert session.checksum("f") == hashlib.sha256(followed).hexdigest()
 
 
-def test_a_rewound_file_is_not_followed(sshd: Sshd, account: str, followed: bytes) -> None:
+def test_a_rewound_file_is_not_followed(sshd: Sshd, account: Login, followed: bytes) -> None:
     other = payload(3 * MIB, 5)
-    with sftp(sshd, user=account).open() as session:
+    with sftp(sshd, **account).open() as session:
         _, upload = began(session, followed)
         assert upload.rewind(5 * MIB) == 5 * MIB
         upload.write(memoryview(other))
