@@ -68,6 +68,9 @@ class Features:
 class Reader(ABC):
     """One file being read, front to back."""
 
+    ahead: bool = True
+    """Whether it may be read, by another thread, while what was read before is still being written."""
+
     @abstractmethod
     def readinto(self, buffer: Buffer) -> int:
         """Fill `buffer` as far as the file goes; the number of bytes, fewer than asked only at the end."""

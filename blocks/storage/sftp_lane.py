@@ -68,6 +68,13 @@ class Lane:
         with contextlib.suppress(OSError):  # a limit of this account: then it stays as it is
             fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE)
 
+    def offer(self, data: bytes | bytearray) -> int:
+        """Send as much as goes without waiting; how many bytes."""
+        try:
+            return os.write(self._in, data)
+        except BlockingIOError:
+            return 0
+
     def sendall(self, data: bytes) -> None:
         """All of it, or OSError; TimeoutError if the client takes nothing for `io_timeout`."""
         self.send_both(data, memoryview(b""))

@@ -154,6 +154,7 @@ class Messages:
         self._receive_all: Callable[..., None] | None = getattr(channel, "recv_all", None)
         """Where the channel is a lane: what comes goes where it is wanted, at once."""
         self._send_both: Callable[[bytes, memoryview], None] | None = getattr(channel, "send_both", None)
+        self._offer: Callable[[bytes | bytearray], int] | None = getattr(channel, "offer", None)
         self._channel.sendall(struct.pack(">IBI", 5, INIT, 3))
         kind, body = self._receive()
         if kind != VERSION:
@@ -196,7 +197,12 @@ class Messages:
         return number
 
     def _flush(self) -> None:
-        """Send what was kept to go together."""
+        """Send what was kept to go together. What has come meanwhile stays where it is, if that can be: it may be wanted
+        straight from the channel."""
+        if self._unsent and self._offer is not None:
+            del self._unsent[: self._offer(self._unsent)]
+            if not self._unsent:
+                return
         while len(self._held) > 4 or self._channel.recv_ready():  # or both sides may wait for each other to read
             self._take()
         if self._unsent:

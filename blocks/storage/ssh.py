@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import paramiko
 from paramiko.hostkeys import HostKeyEntry
@@ -67,6 +68,12 @@ def failure(error: BaseException, doing: str, path: str = "") -> OnblockError:
     made = kind(f"{doing}: {said or type(error).__name__}", path=path, remedy=remedy)
     made.__cause__ = error
     return made
+
+
+class Closes(Protocol):
+    """A channel of ours, or a lane beside it."""
+
+    def close(self) -> None: ...
 
 
 class Connection:
@@ -225,7 +232,7 @@ class Connection:
             timer.cancel()
 
     @staticmethod
-    def drop(channel: paramiko.Channel | Lane) -> None:
+    def drop(channel: Closes) -> None:
         """Nobody needs this channel any more; whether the other side learns of it does not matter."""
         with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
             channel.close()

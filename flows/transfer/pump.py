@@ -1,4 +1,4 @@
-"""Bytes of one file out of a reader, hashed on the way: the next chunk is read while the one before is hashed.
+"""Bytes of one file out of a reader, hashed on the way: the next chunk is read while the one before is hashed and written.
 
 Where they are written, and what becomes of the file, is in `move.py`.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from blocks.storage.base import Reader, aligned_buffer
@@ -30,7 +30,7 @@ class Buffers(threading.local):
         self.small = aligned_buffer(SMALL)
         self.small_view = memoryview(self.small)
         self._large: list[memoryview] = []
-        self._hasher: ThreadPoolExecutor | None = None
+        self._helpers: ThreadPoolExecutor | None = None
 
     def large(self, turn: int) -> memoryview:
         """One of two large buffers."""
@@ -39,11 +39,11 @@ class Buffers(threading.local):
         return self._large[turn]
 
     @property
-    def hasher(self) -> ThreadPoolExecutor:
-        """The thread that hashes while this one writes."""
-        if self._hasher is None:
-            self._hasher = ThreadPoolExecutor(1, "onblock-hash")
-        return self._hasher
+    def helpers(self) -> ThreadPoolExecutor:
+        """Two threads: one hashes and one reads while this one writes."""
+        if self._helpers is None:
+            self._helpers = ThreadPoolExecutor(2, "onblock-pump")
+        return self._helpers
 
 
 buffers = Buffers()
@@ -57,25 +57,29 @@ def small(reader: Reader) -> tuple[memoryview, str]:
 
 def chunks(
     reader: Reader, digest: Hash, start: int = 0, checkpoint: Callable[[int, str], object] = lambda offset, sha256: None
-) -> Iterator[memoryview]:
-    """Views of a file from `start` (bytes, a multiple of CHUNK) to its end, good until the next one; `digest` takes each.
+) -> Generator[memoryview]:
+    """Views of a file from `start` (bytes, a multiple of CHUNK) to its end, good until the next one; `digest` takes each. To be
+    closed before the reader is used otherwise.
 
     `checkpoint(offset, SHA-256 so far)` is called after the caller is done with the bytes before `offset`.
     """
-    offset = start
-    for turn in range(1 << 62):
-        view = buffers.large(turn % 2)
-        n = reader.readinto(view)
-        if not n:
-            return
-        hashing = buffers.hasher.submit(digest.update, view[:n])
+    offset, views, helpers = start, [buffers.large(turn) for turn in range(2)], buffers.helpers
+    n, turn = reader.readinto(views[0]), 0
+    while n:
+        view, turn = views[turn][:n], 1 - turn
+        hashing = helpers.submit(digest.update, view)
+        reading = helpers.submit(reader.readinto, views[turn]) if n == CHUNK and reader.ahead else None
         try:
-            yield view[:n]
+            yield view
         finally:
-            hashing.result()
+            for future in (hashing, reading):  # nobody reads any more when this is left
+                if future is not None:
+                    wait((future,))  # type: ignore[arg-type]
+        hashing.result()
         offset += n
         if offset % CHECKPOINT == 0:
             checkpoint(offset, digest.copy().hexdigest())
+        n = reading.result() if reading else reader.readinto(views[turn])
 
 
 def skip(reader: Reader, digest: Hash, count: int, go_on: Callable[[], object]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from blocks.errors import Cancelled, HashMismatch, Kind, OnblockError, Paused, SourceChanged
@@ -238,16 +238,18 @@ class Staging(Accounts):
                 if got and self._far(self._source):
                     reader = stack.enter_context(self._open(file, legs, got))
                 self.run.meter.moved(0, got)
-                for chunk in pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256)):
-                    self._heed(file, legs)
-                    self._write(chunk, file, legs)
-                    if not legs:
-                        break
-                    got += len(chunk)
-                    self.run.meter.moved(0, len(chunk))
-                    if got > file.size:  # somebody writes on, maybe as fast as we read
-                        break
-                    self.run.watcher.progress(self._phase, file.path, got / file.size if file.size > 0 else 0.0)
+                pieces = pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256))
+                with closing(pieces):
+                    for chunk in pieces:
+                        self._heed(file, legs)
+                        self._write(chunk, file, legs)
+                        if not legs:
+                            break
+                        got += len(chunk)
+                        self.run.meter.moved(0, len(chunk))
+                        if got > file.size:  # somebody writes on, maybe as fast as we read
+                            break
+                        self.run.watcher.progress(self._phase, file.path, got / file.size if file.size > 0 else 0.0)
                 self._unchanged(reader, file, got, legs)
                 return digest.hexdigest()
         self._unchanged(reader, file, got, legs)

@@ -171,7 +171,9 @@ class Throttle:
 
 
 class SlowReader(Reader):
-    """A reader that takes its bytes from a bucket."""
+    """A reader that takes its bytes from a bucket. `wanted` is asked by the thread that writes, so nothing is read ahead."""
+
+    ahead = False
 
     def __init__(self, inner: Reader, bucket: Bucket, wanted: Callable[[], bool]):
         self._inner, self._bucket, self._wanted = inner, bucket, wanted
