@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blocks.storage.base import Buffer
     from blocks.storage.sftp_follow import Follower
 
-DEPTH = 16
+DEPTH = 32
 """Reads or writes of one file that are under way at once, each of up to 255 KiB."""
 SMALL = 1 << 20
 """Below this size a digest is cheaper by reading back than by a command at the far side."""
