@@ -13,14 +13,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from blocks.errors import NetworkError
 
 if TYPE_CHECKING:
     import paramiko
-
-    from blocks.storage.sftp_lane import Lane
 
 
 class Ask(IntEnum):
@@ -140,10 +138,20 @@ class Fields:
         return Attributes(size, mode, mtime, owner)
 
 
+class Channel(Protocol):
+    """What carries the messages: paramiko's, or a `Lane`, which can do more."""
+
+    out_max_packet_size: int
+
+    def sendall(self, data: bytes, /) -> object: ...
+
+    def recv_ready(self) -> bool: ...
+
+
 class Messages:
     """The client's end. Raises what the channel raises, and NetworkError where the far side does not speak SFTP."""
 
-    def __init__(self, channel: paramiko.Channel | Lane, hasten: Callable[[], object]):
+    def __init__(self, channel: Channel, hasten: Callable[[], object]):
         self._channel, self._hasten = channel, hasten
         self._last = 0
         self._unsent = bytearray()  # requests

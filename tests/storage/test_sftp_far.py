@@ -47,7 +47,7 @@ def far() -> Iterator[tuple[Messages, socket.socket]]:
     with ours, its:
         ours.settimeout(20)
         try:
-            yield Messages(Channel(ours), lambda: None), ours  # type: ignore[arg-type]
+            yield Messages(Channel(ours), lambda: None), ours
         finally:
             ours.shutdown(socket.SHUT_WR)
             thread.join(20)
