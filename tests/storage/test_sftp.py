@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from blocks.errors import (
@@ -474,8 +475,6 @@ class Turns:
 
 def test_memory_does_not_grow_with_the_file(sshd: Sshd) -> None:
     """A sparse file of 1 GiB: what is asked for ahead is bounded, and so is what waits to be sent."""
-    import psutil
-
     root = sshd.new_folder()
     with (root / "large").open("wb") as file:
         file.truncate(1 << 30)
@@ -521,8 +520,6 @@ HASHERS = {"lean": "openssl", "spare": "sha256sum"}
 
 def hashers(sshd: Sshd) -> set[str]:
     """The programs that hash under the server, once there is one."""
-    import psutil
-
     assert sshd.process is not None
     end = time.monotonic() + 20
     while time.monotonic() < end:
@@ -545,6 +542,60 @@ def test_a_large_file_is_hashed_while_it_is_sent(sshd: Sshd, account: Login, fol
         mine.server._shell.close()
         assert upload.matches(hashlib.sha256(followed).hexdigest())
         upload.abort()
+
+
+def far_sides(sshd: Sshd) -> list[psutil.Process]:
+    """The Pythons under the server."""
+    assert sshd.process is not None
+    below = psutil.Process(sshd.process.pid).children(True)
+    return [p for p in below if (p.cmdline() or [""])[0].endswith("python3")]
+
+
+@pytest.mark.parametrize("by_password", [False, True])
+def test_a_far_side_that_is_killed_leaves_what_it_had(sshd: Sshd, followed: bytes, by_password: bool) -> None:
+    login = {"key_file": None, "password": sshd.info["password"]} if by_password else {}
+    root = sshd.new_folder()
+    with sftp(sshd, root, **login).open() as session:
+        _, upload = began(session, followed[: 5 * MIB])
+        upload.settle()
+        for process in far_sides(sshd):
+            process.kill()
+        with pytest.raises(NetworkError):
+            upload.write(memoryview(followed)[5 * MIB :])
+            upload.settle()
+        send(session, "other", followed)  # a new one is started
+    with sftp(sshd, root, **login).open() as session:
+        upload = session.upload("f", len(followed), resume=True)
+        assert upload.offset == 5 * MIB
+        upload.write(memoryview(followed)[upload.offset :])
+        assert upload.matches(hashlib.sha256(followed).hexdigest()) and upload.commit() == "f"
+    assert (root / "f").read_bytes() == followed and len(list(root.iterdir())) == 2
+
+
+def test_a_far_side_that_stands_still_is_given_up(sshd: Sshd, followed: bytes) -> None:
+    with sftp(sshd, io_timeout=2).open() as session:
+        _, upload = began(session, followed[: 5 * MIB])
+        upload.settle()
+        stopped = far_sides(sshd)
+        assert stopped
+        try:
+            for process in stopped:
+                process.suspend()
+            with pytest.raises(NetworkError, match="no answer in time"):
+                for _ in range(8):  # more than fits between it and us
+                    upload.write(memoryview(followed))
+                upload.settle()
+        finally:
+            for process in stopped:
+                process.kill()
+
+
+def test_a_far_side_without_room_says_so(tmp_path: Path, followed: bytes) -> None:
+    with Sshd(tmp_path, small="6m") as full, sftp(full, full.info["small"]).open() as session:
+        with pytest.raises(DiskFull):
+            _, upload = began(session, followed)
+            upload.settle()
+        assert far_sides(full)
 
 
 def test_what_is_followed_is_what_lies_there(sshd: Sshd, account: Login, followed: bytes) -> None:
