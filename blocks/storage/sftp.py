@@ -9,6 +9,8 @@ The connection is in `ssh.py`, the messages are in `sftp_messages.py`.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import struct
 from collections import deque
@@ -24,6 +26,8 @@ from blocks.storage.sftp_files import SMALL, SftpReader, SftpUpload
 from blocks.storage.sftp_messages import Ask, Attributes, Refused, string
 from blocks.storage.sftp_server import EOF, FAILURE, NO_SUCH_FILE, SftpServer, info_of, problem, raise_unless, special
 from blocks.storage.ssh_login import SshStorage
+
+log = logging.getLogger("onblock.storage")
 
 LARGE = 32 << 20
 """Bytes from which a file takes the fast lane."""
@@ -183,8 +187,10 @@ class SftpSession(Session):
                 raise
             server = self.server
             if found.size - offset >= LARGE and (lane := server.lane()) is not server:
-                server.let_go(handle)
-                server, handle = lane, lane.open(full, wire.READ)
+                with contextlib.suppress(Refused):  # then as small files are read
+                    fast = lane.open(full, wire.READ)
+                    server.let_go(handle)
+                    server, handle = lane, fast
         assert handle is not None
         return SftpReader(server, path, full, handle, offset, found.size)
 
@@ -208,24 +214,31 @@ class SftpSession(Session):
     ) -> SftpUpload:
         staged = self.server.staged(path, key)
         flags = wire.READ | wire.WRITE | wire.CREATE | (0 if resume else wire.EXCLUSIVE)
-        offset, handle, server = 0, b"", self.server
+        offset, handle = 0, b""
+        server = self.server.lane() if size >= LARGE else self.server
+        maker = self.server if wire.DIGEST in server.wire.extensions else server
+        """A file is made by the server's own SFTP, and its rules."""
         with server.telling("cannot write there", path):
             for last in (False, True):
                 if not resume:  # never truncated: were it a second name of a file that is whole, that would be lost
-                    server.later(Ask.REMOVE, string(staged))
+                    maker.later(Ask.REMOVE, string(staged))
                 try:
-                    handle = server.open(staged, flags)
+                    handle = maker.open(staged, flags)
                     break
                 except Refused as refused:
                     if refused.code in (FAILURE, 11) or last:
-                        raise server.why_not(refused, path) from refused
+                        raise self.server.why_not(refused, path) from refused
                     if refused.code != NO_SUCH_FILE:
                         raise
-                    if why := server.make_folders(staged):
-                        raise server.why_not(why, path) from refused
-            if size >= LARGE and (lane := server.lane()) is not server:
-                server.let_go(handle)  # made by the server's own rules
-                server, handle = lane, lane.open(staged, wire.READ | wire.WRITE)
+                    if why := self.server.make_folders(staged):
+                        raise self.server.why_not(why, path) from refused
+            if maker is not server:
+                raise_unless(maker.wire.outcome(maker.wire.send(Ask.CLOSE, handle)))
+                try:
+                    handle = server.open(staged, wire.READ | wire.WRITE)
+                except Refused as refused:  # the login is another than who writes here by SFTP
+                    log.info("%s is written like small files: %s", path, refused)
+                    server, handle = maker, maker.open(staged, wire.READ | wire.WRITE)
             if resume:
                 offset = server.wire.attributes(server.wire.send(Ask.FSTAT, handle)).size
         follower = server.follow(staged) if size >= FOLLOWED and not resume else None

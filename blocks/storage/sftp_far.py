@@ -40,15 +40,22 @@ class File:
         self.changed = threading.Condition()
         self.digest = hashlib.sha256()
         self.thread: threading.Thread | None = None
+        self.error: OSError | None = None
         if follow and not os.fstat(fd).st_size:
             self.thread = threading.Thread(target=self.follow, daemon=True)
-            self.thread.start()
+            try:
+                self.thread.start()
+            except RuntimeError:  # there may be no more of them: then whoever wants a digest reads the file
+                self.thread = None
 
     def write(self, data: memoryview, at: int) -> None:
         """At an offset; the rest of the disk, if it does not all fit in, is the error of the second try."""
         done = 0
         while done < len(data):
-            done += os.pwrite(self.fd, data[done:], at + done)
+            wrote = os.pwrite(self.fd, data[done:], at + done)
+            if not wrote:
+                raise OSError(errno.EIO, "nothing was written")
+            done += wrote
         self.reached(at + done if at == self.written else -1)
 
     def reached(self, written: int) -> None:
@@ -59,8 +66,10 @@ class File:
 
     def follow(self) -> None:
         """Hash as far as was written; `end` says how far, if it was all."""
-        with contextlib.suppress(OSError):  # whoever looks at all of it at the end will see the same
+        try:
             self.end = self.followed()
+        except OSError as error:  # that the disk failed is told once, to whoever asked first: `sync` tells it again
+            self.error = error
 
     def followed(self) -> int | None:
         """Where it ends that was written from the beginning on, when `end` is set; None if it was not."""
@@ -100,11 +109,23 @@ class File:
         self.thread = None
         return self.digest.hexdigest().encode() if self.end is not None and self.end >= 0 else None
 
-    def close(self) -> None:
-        """The thread's too."""
+    def sync(self) -> None:
+        """All of it is on the disk, or this says why not, also if only the thread was told. Nobody follows any more."""
+        self.unfollow()
+        if self.error is not None:
+            raise self.error
+        os.fsync(self.fd)
+
+    def unfollow(self) -> None:
+        """The thread has ended."""
         if self.thread is not None:
             self.reached(-1)
             self.thread.join()
+            self.thread = None
+
+    def close(self) -> None:
+        """The thread's too."""
+        self.unfollow()
         os.close(self.fd)
 
 
@@ -180,7 +201,7 @@ class Far:
         """Of a file that is there."""
         path, flags = bytes(fields.string()), fields.number()
         how = (os.O_RDWR if flags & 1 else os.O_WRONLY) if flags & 2 else os.O_RDONLY
-        fd = os.open(path, how | os.O_CLOEXEC)
+        fd = os.open(path, how | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & 2 else 0))
         self.last += 1
         name = b"%d" % self.last
         self.files[name] = File(fd, bool(flags & 2))
@@ -235,7 +256,7 @@ class Far:
         if what == LIMITS:
             return EXTENDED_REPLY, [struct.pack(">QQQQ", 1 << 18, BLOCK, BLOCK, 0)]
         if what == FSYNC:
-            os.fsync(self.file(fields).fd)
+            self.file(fields).sync()
             return STATUS, [status()]
         found = self.file(fields).finish() if what == DIGEST else None
         return (EXTENDED_REPLY, [string(found)]) if found else (STATUS, [status(UNSUPPORTED, "not here")])

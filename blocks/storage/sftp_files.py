@@ -5,9 +5,10 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from blocks.errors import OnblockError, SourceVanished
+from blocks.errors import NetworkError, OnblockError, SourceVanished
 from blocks.storage import sftp_messages as wire
 from blocks.storage.base import FileInfo, Reader, Upload
 from blocks.storage.sftp_messages import Ask, Messages, Refused, string
@@ -308,9 +309,11 @@ class SftpUpload(Upload):
     def abort(self) -> None:
         self._mtime, self._broken = None, None
         self._unfollow()
-        if handle := self._handle:
-            self._handle = b""
-            self._server.let_go(handle, *self._under_way)
-        names = self._server.base.wire
+        handle, self._handle = self._handle, b""
+        self._server.let_go(handle or None, *self._under_way)
+        self._under_way.clear()
+        if (names := self._server.base.wire) is not self._wire:  # its room is free once it is closed there, too
+            with suppress(NetworkError), self._server.telling("cannot close it", self.path):
+                self._wire.hurry()
         with self._server.telling("cannot remove the temporary file", self.path):
             raise_unless(names.outcome(names.send(Ask.REMOVE, string(self.staged))), NO_SUCH_FILE)

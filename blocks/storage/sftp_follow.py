@@ -41,7 +41,7 @@ class Follower:
 
     def reached(self, offset: int) -> None:
         """The server has confirmed all bytes before `offset`."""
-        if count := (offset - self._followed) // STEP:
+        if (count := (offset - self._followed) // STEP) > 0:
             self._send((b"%d\n" % (STEP >> 20)) * count)
             self._followed += count * STEP
 

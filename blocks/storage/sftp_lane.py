@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from blocks.errors import OnblockError
 from blocks.storage.program import Program
-from blocks.storage.sftp_messages import Messages
+from blocks.storage.sftp_messages import Messages, Refused
 from blocks.storage.ssh_login import SshStorage
 from blocks.storage.ssh_shell import HOST, Login
 
@@ -49,7 +50,7 @@ class Lane:
     out_max_packet_size = 1 << 20
 
     def __init__(self, storage: SshStorage, *remote: str):
-        self._patience = storage.io_timeout
+        self._patience, self._broken = storage.io_timeout, False
         self._login = Login(storage)
         self._socket, theirs = socket.socketpair()
         try:
@@ -74,6 +75,8 @@ class Lane:
             return os.write(self._in, data)
         except BlockingIOError:
             return 0
+        except OSError as error:
+            raise self._over(error) from None
 
     def sendall(self, data: bytes) -> None:
         """All of it, or OSError; TimeoutError if the client takes nothing for `io_timeout`."""
@@ -88,16 +91,18 @@ class Lane:
             except BlockingIOError:
                 self._until_writable()
                 continue
+            except OSError as error:
+                raise self._over(error) from None
             first, view = first[n:], view[max(0, n - len(first)) :]
 
     def _until_writable(self) -> None:
         """Wait for the client to take something. A socket tells only once three quarters of it are free: on a slow link that
         may take longer than it may be silent."""
         before = self._unread()
-        while not select.select([], [self._in], [], self._patience)[1]:
+        while not _ready(self._in, select.POLLOUT, self._patience):
             before, earlier = self._unread(), before
             if before >= earlier:
-                raise TimeoutError("the server takes nothing any more")
+                raise self._over(TimeoutError("the server takes nothing any more"))
 
     def _unread(self) -> int:
         """What was sent to the client, in bytes of the kernel's, until it has taken it."""
@@ -105,7 +110,7 @@ class Lane:
 
     def recv_ready(self) -> bool:
         """Whether `recv` would not wait."""
-        return bool(select.select([self._out], [], [], 0)[0])
+        return _ready(self._out, select.POLLIN, 0)
 
     def recv_all(self, *views: memoryview) -> None:
         """Fill them, one after the other; nothing is kept here, and nothing moved twice. EOFError at the end."""
@@ -114,12 +119,12 @@ class Lane:
             try:
                 n = os.readv(self._out, rest)
             except BlockingIOError:
-                if not select.select([self._out], [], [], self._patience)[0]:
-                    raise TimeoutError("no answer in time") from None
+                if not _ready(self._out, select.POLLIN, self._patience):
+                    raise self._over(TimeoutError("no answer in time")) from None
                 continue
             if not n:
                 log.debug("the fast lane ended: %s", self._program.said())
-                raise EOFError
+                raise self._over(EOFError())
             while rest and n >= len(rest[0]):
                 n -= len(rest.pop(0))
             if n:
@@ -129,16 +134,31 @@ class Lane:
         """The client, and who is behind it, may be silent for so long."""
         self._patience = seconds
 
+    def _over(self, error: Exception) -> Exception:
+        """After this nothing more is done here."""
+        self._broken = True
+        return error
+
     @property
     def closed(self) -> bool:
-        """Whether the client has ended."""
-        return self._program.poll() is not None
+        """Whether nothing more can be done here."""
+        return self._broken or self._program.poll() is not None
 
     def close(self) -> None:
-        """End the client."""
+        """End the client. Who still holds this gets EBADF, and never another file that has these numbers by then."""
+        self._in = self._out = -1
         self._program.end(0)
         self._socket.close()
         self._login.close()
+
+
+def _ready(fd: int, event: int, seconds: float) -> bool:
+    """Whether a descriptor can be read or written, within so long. Raises OSError for one that is closed."""
+    if fd < 0:
+        raise OSError(errno.EBADF, "the lane is closed")
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(seconds * 1000))
 
 
 def lane_for(
@@ -158,10 +178,14 @@ def lane_for(
         try:
             lane = way()
             return lane, Messages(lane, connection.hasten)
-        except (OnblockError, OSError, EOFError) as error:
+        except (OnblockError, OSError, EOFError, Refused, struct.error) as error:
             log.debug("no fast lane to %s by %s: %s", storage.address, name, error)
             if lane is not None:
                 connection.drop(lane)
+        except BaseException:
+            if lane is not None:
+                connection.drop(lane)
+            raise
     log.info("large files go to %s like small ones", storage.address)
     return None
 

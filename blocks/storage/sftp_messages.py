@@ -217,6 +217,13 @@ class Messages:
             self._channel.sendall(bytes(self._unsent))
             self._unsent.clear()
 
+    def hurry(self) -> None:
+        """Send what was kept to go with others: who asked may not come back soon."""
+        if self._offer is None:
+            self._flush()
+        elif self._unsent:
+            del self._unsent[: self._offer(self._unsent)]
+
     def answer(self, number: int, kind: int = STATUS) -> Fields:
         """Wait for the answer to a request; what follows its number. Raises Refused unless it is of `kind`, or OK."""
         if self._unsent:

@@ -149,6 +149,7 @@ class SftpServer:
             if found := lane_for(self.storage, self.connection, shell="sha256" in self.tools):
                 self._lane = copy.copy(self)
                 self._pipe, self._lane.wire = found
+                self._lane._pipe = self._pipe
         return self._lane
 
     def _find_root(self) -> bytes:
@@ -315,7 +316,7 @@ class SftpServer:
 
     def followed(self, handle: bytes, size: int) -> str | None:
         """The SHA-256 of all that lies in an open file, where the far side has hashed it while it was sent."""
-        pipe = self.base._pipe
+        pipe = self._pipe
         if pipe is None or wire.DIGEST not in self.wire.extensions:
             return None
         pipe.settimeout(self.patience(size))

@@ -27,6 +27,7 @@ from blocks.errors import (
     SourceVanished,
 )  # fmt: skip
 from blocks.storage import SftpStorage
+from blocks.storage import sftp_messages as wire
 from blocks.storage.base import Session, aligned_buffer
 from blocks.storage.sftp import SftpSession
 from blocks.storage.sftp_files import SftpUpload
@@ -596,6 +597,74 @@ def test_a_far_side_without_room_says_so(tmp_path: Path, followed: bytes) -> Non
             _, upload = began(session, followed)
             upload.settle()
         assert far_sides(full)
+
+
+def held_open(root: Path) -> list[str]:
+    """What lay below a folder, was removed, and is open still."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if (name := os.readlink(link)).startswith(f"{root}/") and name.endswith(" (deleted)"):
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_given_up_takes_no_room(sshd: Sshd, account: Login, followed: bytes, sealed: bool) -> None:
+    root = sshd.new_folder()
+    with sftp(sshd, root, **account).open() as session:
+        mine, upload = began(session, followed)
+        if sealed:
+            upload.seal()
+        upload.abort()
+        end = time.monotonic() + 20
+        while held_open(root) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not held_open(root) and not list(root.iterdir())
+        send(session, "g", followed)
+        assert not mine.server.lane().wire._answers
+
+
+def test_what_the_far_side_may_not_open_goes_another_way(
+    sshd: Sshd, account: Login, followed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the server's SFTP is somebody else than the login."""
+    root = sshd.new_folder()
+    with sftp(sshd, root, **account).open() as session:
+        assert isinstance(session, SftpSession)
+        lane = session.server.lane()
+        if wire.DIGEST not in lane.wire.extensions:
+            return  # then it is the server's own SFTP
+
+        def refused(full: bytes, flags: int) -> bytes:
+            raise Refused(3, "Permission denied")
+
+        monkeypatch.setattr(lane, "open", refused)
+        send(session, "f", followed)
+        assert fetch(session, "f", step=MIB) == followed
+    assert [p.name for p in root.iterdir()] == ["f"]
+
+
+def test_a_lane_that_was_closed_is_nobody_elses(sshd: Sshd, followed: bytes) -> None:
+    """What waits to be sent when a lane dies does not go where its descriptors lead later."""
+    root = sshd.new_folder()
+    with sftp(sshd, root).open() as session:
+        mine, first = began(session, followed)
+        assert first.matches(hashlib.sha256(followed).hexdigest())
+        first.seal()
+        for process in far_sides(sshd):
+            process.kill()
+        pipe = mine.server._pipe
+        assert pipe is not None
+        until_closed = time.monotonic() + 20
+        while not pipe.closed and time.monotonic() < until_closed:
+            time.sleep(0.02)
+        second = session.upload("g", len(followed))
+        second.write(memoryview(followed))
+        with pytest.raises(NetworkError):
+            first.commit()
+        assert second.matches(hashlib.sha256(followed).hexdigest()) and second.commit() == "g"
+    assert (root / "g").read_bytes() == followed and not (root / "f").exists()
 
 
 def test_what_is_followed_is_what_lies_there(sshd: Sshd, account: Login, followed: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import select
@@ -133,3 +134,40 @@ def test_what_goes_wrong_is_said_as_the_server_says_it(tmp_path: Path) -> None:
         with pytest.raises(Refused):
             messages.answer(messages.send(Ask.CLOSE, handle))
     assert (tmp_path / "f").read_bytes() == b"some"
+
+
+def test_a_disk_that_failed_is_told_to_who_asks_for_durability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux tells it once for an open file: here to the thread that follows, which has nobody to tell it to."""
+    told = threading.Event()
+
+    def fails(fd: int) -> None:
+        told.set()
+        raise OSError(errno.EIO, "the disk failed")
+
+    monkeypatch.setattr("blocks.storage.sftp_far.SYNC", KIB)
+    monkeypatch.setattr(os, "fdatasync", fails)
+    (tmp_path / "f").touch()
+    with far() as (messages, _):
+        handle = opened(messages, tmp_path / "f")
+        messages.answer(messages.send(Ask.WRITE, handle + struct.pack(">Q", 0), string(bytes(64 * KIB))))
+        assert told.wait(20)
+        with pytest.raises(Refused):
+            messages.answer(messages.send(Ask.EXTENDED, string(wire.DIGEST) + handle), wire.EXTENDED_REPLY)
+        with pytest.raises(Refused):
+            messages.answer(messages.send(Ask.EXTENDED, string(wire.FSYNC) + handle))
+
+
+def test_without_another_thread_it_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").touch()
+    with far() as (messages, _):
+
+        def none_left(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", none_left)
+        handle = opened(messages, tmp_path / "f")
+        messages.answer(messages.send(Ask.WRITE, handle + struct.pack(">Q", 0), string(b"data")))
+        with pytest.raises(Refused):
+            messages.answer(messages.send(Ask.EXTENDED, string(wire.DIGEST) + handle), wire.EXTENDED_REPLY)
+        messages.answer(messages.send(Ask.EXTENDED, string(wire.FSYNC) + handle))
+    assert (tmp_path / "f").read_bytes() == b"data"
