@@ -71,14 +71,14 @@ def chunks(
         reading = helpers.submit(reader.readinto, views[turn]) if n == CHUNK and reader.ahead else None
         try:
             yield view
+            hashing.result()
+            offset += n
+            if offset % CHECKPOINT == 0:  # at once: what comes next may come slowly
+                checkpoint(offset, digest.copy().hexdigest())
         finally:
             for future in (hashing, reading):  # nobody reads any more when this is left
                 if future is not None:
                     wait((future,))  # type: ignore[arg-type]
-        hashing.result()
-        offset += n
-        if offset % CHECKPOINT == 0:
-            checkpoint(offset, digest.copy().hexdigest())
         n = reading.result() if reading else reader.readinto(views[turn])
 
 

@@ -67,6 +67,31 @@ def test_the_next_chunk_is_read_while_this_one_is_written(chunk: int) -> None:
         assert len(first) == chunk
 
 
+def test_what_was_written_is_noted_before_what_comes_next_is_there(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow card, or one that is pulled, does not take back what lies at the destination already."""
+    monkeypatch.setattr(pump, "CHECKPOINT", chunk)
+    source, noted = Source(bytes(3 * chunk)), threading.Event()
+    source.hold.clear()
+
+    def note(offset: int, sha256: str) -> None:
+        assert (offset, sha256) == (chunk, hashlib.sha256(bytes(chunk)).hexdigest())
+        noted.set()
+        raise InterruptedError
+
+    def write() -> None:
+        with pytest.raises(InterruptedError):
+            for _ in pump.chunks(source, hashlib.sha256(), 0, note):
+                pass
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        assert noted.wait(20)
+    finally:
+        source.hold.set()
+        writing.join()
+
+
 def test_who_wants_nothing_ahead_gets_nothing(chunk: int) -> None:
     source = Source(bytes(3 * chunk), ahead=False)
     with closing(pump.chunks(source, hashlib.sha256())) as pieces:
