@@ -216,8 +216,8 @@ class SftpSession(Session):
         flags = wire.READ | wire.WRITE | wire.CREATE | (0 if resume else wire.EXCLUSIVE)
         offset, handle = 0, b""
         server = self.server.lane() if size >= LARGE else self.server
+        # a file is made by the server's own SFTP, and its rules
         maker = self.server if wire.DIGEST in server.wire.extensions else server
-        """A file is made by the server's own SFTP, and its rules."""
         with server.telling("cannot write there", path):
             for last in (False, True):
                 if not resume:  # never truncated: were it a second name of a file that is whole, that would be lost

@@ -177,16 +177,15 @@ def lane_for(
         lane = None
         try:
             lane = way()
-            return lane, Messages(lane, connection.hasten)
-        except (OnblockError, OSError, EOFError, Refused, struct.error) as error:
-            log.debug("no fast lane to %s by %s: %s", storage.address, name, error)
+            return lane, Messages(lane, (lambda: None) if isinstance(lane, Lane) else connection.hasten)
+        except BaseException as error:
             if lane is not None:
                 connection.drop(lane)
-        except BaseException:
-            if lane is not None:
-                connection.drop(lane)
-            raise
-    log.info("large files go to %s like small ones", storage.address)
+            if not isinstance(error, (OnblockError, OSError, EOFError, Refused, struct.error)):
+                raise
+            log.debug("no fast lane to %s by %s: %r", storage.address, name, error)
+    if ways:
+        log.info("large files go to %s like small ones", storage.address)
     return None
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
 
 from blocks.storage.base import Reader, aligned_buffer
 from flows.transfer.resume import CHECKPOINT
@@ -69,6 +69,7 @@ def chunks(
         view, turn = views[turn][:n], 1 - turn
         hashing = helpers.submit(digest.update, view)
         reading = helpers.submit(reader.readinto, views[turn]) if n == CHUNK and reader.ahead else None
+        busy: list[Future[Any]] = [hashing, reading] if reading else [hashing]
         try:
             yield view
             hashing.result()
@@ -76,9 +77,7 @@ def chunks(
             if offset % CHECKPOINT == 0:  # at once: what comes next may come slowly
                 checkpoint(offset, digest.copy().hexdigest())
         finally:
-            for future in (hashing, reading):  # nobody reads any more when this is left
-                if future is not None:
-                    wait((future,))  # type: ignore[arg-type]
+            wait(busy)  # nobody reads any more when this is left
         n = reading.result() if reading else reader.readinto(views[turn])
 
 
