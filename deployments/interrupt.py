@@ -4,6 +4,8 @@ The first becomes a SystemExit in the main thread, but not in the middle of just
 it would leave a transaction open, which every other thread then waits for (SQLite: 30 s), and in a destructor it is
 lost. So it waits until the main thread is somewhere else, for a few seconds at most. Whatever happens then, also if it
 is swallowed or something hangs, after a grace the process ends at once: what it leaves is cleared up by the next run.
+
+A program that runs until it is asked to end hears them itself (`heard_by`), also one that came before it was ready to.
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from types import FrameType
+
+Handler = Callable[[int, FrameType | None], object]
 
 CODES = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a program that was interrupted."""
@@ -34,6 +40,7 @@ class _Asked:
     since = 0.0
     told = False  # SystemExit was raised
     grace_s = GRACE_S
+    handler: Handler | None = None  # who hears them instead
 
 
 def listen(grace_s: float = GRACE_S) -> None:
@@ -41,6 +48,22 @@ def listen(grace_s: float = GRACE_S) -> None:
     _Asked.grace_s = grace_s
     signal.signal(signal.SIGINT, _first)
     signal.signal(signal.SIGTERM, _first)
+
+
+@contextmanager
+def heard_by(handler: Handler, numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> Generator[None]:
+    """`handler` hears these signals instead, and at once the one that came before and waits for a place to be raised."""
+    _Asked.handler = handler
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        if _Asked.number and not _Asked.told:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            handler(_Asked.number, None)
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+        _Asked.handler = None
 
 
 def leave() -> None:
@@ -62,6 +85,9 @@ def delicate(frame: FrameType | None) -> bool:
 
 
 def _first(number: int, frame: FrameType | None) -> None:
+    if _Asked.handler is not None:  # whose turn began this very moment
+        _Asked.handler(number, frame)
+        return
     _Asked.number, _Asked.since = number, time.monotonic()
     leave()
     signal.signal(signal.SIGALRM, _look)
@@ -70,6 +96,8 @@ def _first(number: int, frame: FrameType | None) -> None:
 
 def _look(_: int, frame: FrameType | None) -> None:
     """Raise, wait a little more, or end it, as the time and the frame have it."""
+    if _Asked.handler is not None:
+        return
     waited = time.monotonic() - _Asked.since
     if waited >= _Asked.grace_s:
         _at_once(_Asked.number, frame)

@@ -18,12 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from blocks.errors import OnblockError
 from blocks.home import home
-from deployments import fleet
+from deployments import fleet, interrupt
 from deployments.console.access import People
 from deployments.fleet import EMBEDDED, Profile
 from deployments.server import POOL
@@ -93,9 +94,9 @@ def up(
     logs.mkdir(parents=True, exist_ok=True)
 
     stop = Stop()
-    before = {s: signal.signal(s, stop.ask) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     children: list[Child] = []
-    try:
+    with interrupt.heard_by(stop.ask, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), ExitStack() as at_the_end:
+        at_the_end.callback(end, children)
         for name, module in profile.first:
             if code := _to_its_end(start(name, list(module), env, logs / "database.log"), children, stop):
                 return code
@@ -130,10 +131,6 @@ def up(
                 if child.process.poll() is not None:
                     return _report(child)
         return 0
-    finally:
-        end(children)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def port_trouble(host: str, port: int, option: str = "--port") -> str | None:

@@ -35,6 +35,7 @@ from blocks.hardware.lights import GpioLights
 from blocks.hardware.network import Network, NetworkMonitor, Prober, Reach
 from blocks.hardware.wifi import NetworkManager
 from blocks.home import home
+from deployments import interrupt
 from deployments.agent.front import Front
 from deployments.agent.keeper import Keeper
 from deployments.agent.outbox import Outbox, Server, event
@@ -416,7 +417,7 @@ def run(device: str, settings_file: Path | None = None) -> int:
     logging.getLogger("onblock").setLevel(logging.INFO)
     agent_folder().mkdir(parents=True, exist_ok=True)
     stop = Stop()
-    with (agent_folder() / "lock").open("w") as lock:
+    with interrupt.heard_by(stop.ask), (agent_folder() / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -425,8 +426,6 @@ def run(device: str, settings_file: Path | None = None) -> int:
             device, settings, os.environ.get("PREFECT_API_URL"), os.environ.get("PREFECT_API_AUTH_STRING"),
             environment(os.environ, settings_file),
         )  # fmt: skip
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop.ask)
         signal.signal(signal.SIGUSR1, lambda *_: agent.front.signal(Signal.TAP))
         return agent.run(stop)
 

@@ -239,3 +239,37 @@ def test_in_the_middle_of_what_should_not_be_broken_off(onblock_home: Path) -> N
     expected = [line for place in places for line in (f"{place} told 143", f"{place} 143")]
     assert done.stdout.splitlines() == [*expected, "swallowed 143"], done
     assert done.stderr == "onblock: stopped at once; run it again to go on\n"
+
+
+HEARD = """
+import os, signal, time
+from deployments import interrupt
+
+def now():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Begin:
+    def __enter__(self):
+        now()
+        print("not broken off", flush=True)
+
+    def __exit__(self, *_):
+        pass
+
+interrupt.listen(grace_s=0.5)
+with Begin():
+    with interrupt.heard_by(lambda number, _: print("heard", number, flush=True)):
+        time.sleep(1)
+        now()
+    print("goes on", flush=True)
+now()
+"""
+
+
+def test_who_ends_when_asked_hears_what_came_before_it_listened() -> None:
+    """An agent that was asked to end while it started became a failure of its unit."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEARD], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == ["not broken off", "heard 15", "heard 15", "goes on"], done
+    assert done.returncode == 143 and done.stderr == "onblock: stopped at once; run it again to go on\n"
