@@ -21,6 +21,10 @@ from flows.ledger.database import told
 from flows.ledger.models import File
 from flows.ledger.patience import PATIENCE_S, Waiting
 
+TEMPORARY: dict[str, Any] = {"prefixes": ["TEMPORARY"], "postgresql_on_commit": "DELETE ROWS"}
+"""How a temporary table is declared. Without the latter PostgreSQL, which never vacuums one, keeps every row it ever had:
+after some ten pages it took the table for so large that it read a whole route for each page."""
+
 
 def now_ms() -> int:
     """The wall clock of this machine, as the ledger keeps times."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import aliased
 
 from blocks import names
 from blocks.storage.base import FileInfo
 from flows.ledger.connections import Connections, pages
-from flows.ledger.models import File, Route
+from flows.ledger.models import File, Route, Run
 from flows.ledger.rows import LONGEST_WAIT_MS, MADE
 from flows.ledger.runs import crew
 from flows.ledger.states import ACTIVE, State
@@ -116,14 +116,17 @@ class Looking(Connections):
                 )
             ).scalar()  # fmt: skip
 
-    def others_at_work(self, route_ids: Sequence[int], run_id: str) -> bool:
-        """Whether another run works on files of these routes."""
+    def untimed(self, route_ids: Sequence[int], run_id: str) -> bool:
+        """Whether files of these routes are in somebody's hands, or were put back since this run began and are due at no
+        time: a run died that had them, or their source changed. Asked by a run whose own work is over."""
+        began = select(Run.started_at).where(Run.id == run_id).scalar_subquery()
+        back = and_(
+            File.state == State.QUEUED, File.next_attempt_at.is_(None), File.etag != MADE,
+            or_(File.run_id.in_(crew(run_id)), File.updated_at >= began),
+        )  # fmt: skip
         with self._read() as c:
-            return c.execute(
-                select(File.id).where(
-                    File.route_id.in_(route_ids), File.state.in_(ACTIVE), File.run_id != run_id
-                ).limit(1)
-            ).first() is not None  # fmt: skip
+            which = File.route_id.in_(route_ids), or_(File.state.in_(ACTIVE), back)
+            return c.execute(select(File.id).where(*which).limit(1)).first() is not None
 
     def preferred(self, route_id: int, most: int) -> Iterator[list[FileInfo]]:
         """Pages of the versions that wait and go before others, the most urgent first; at most so many. Of one path, the

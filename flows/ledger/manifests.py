@@ -98,6 +98,8 @@ class Manifests(Runs):
             .order_by(key, File.done_at.desc(), File.id.desc())
         )
         with self._read() as c:
+            if not self._sqlite:  # between two pages they go over a link that may be slow; and this holds no locks
+                c.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             for path, sha256, state in c.execution_options(yield_per=2000).execute(query):
                 if path != last and sha256 is not None:  # a replaced file: what was delivered last
                     yield names.from_text(path), "" if state == State.RETIRED else sha256

@@ -80,12 +80,12 @@ class Offers(Runs):
         """The first shipment that nobody moves, which is the taker's from now on; None if there is none. What a run took
         that has ended or died since is free again; so is what the taker has taken itself, but for what it is `moving`: it
         was never told."""
-        ended = select(Run.id).where(Run.ended_at.is_not(None))
+        ended = select(Run.id).where(Run.id == OfferRow.taker_id, Run.ended_at.is_not(None)).exists()
         untold = and_(OfferRow.taker_id == run_id, OfferRow.number.not_in(list(moving)))
         free = (
             select(OfferRow.number, OfferRow.files, OfferRow.large)
             .where(OfferRow.leader_id == leader, OfferRow.done.is_(False),
-                   or_(OfferRow.taker_id.is_(None), OfferRow.taker_id.in_(ended), untold))
+                   or_(OfferRow.taker_id.is_(None), ended, untold))
             .order_by(OfferRow.number).limit(1).with_for_update(skip_locked=True)
         )  # fmt: skip
         with self._write() as c:

@@ -2,7 +2,8 @@
 
 A database that is locked, stopped or restarted for a while is no reason to end a run. Where it does not let anybody
 begin, `Connections` waits (`Waiting`); where it goes away in the middle of a transaction, what is named in `TWICE` is done
-again: each of these either leaves a second time nothing to do, or finds by state and attempt that it is done.
+again: each of these either leaves a second time nothing to do, or finds by state and attempt that it is done, where need be
+of what it wrote down for itself the first time.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ class Waiting:
 
 
 TWICE = (
-    "ask_turn", "drop_offers", "leader", "offer", "offer_done", "open_offers", "settled_offers", "take_offer", "withdraw_offers",
-    "backup_gone", "begin_run", "claim", "claim_manifest", "cleaned", "cleared", "compare", "condemn_cleanup", "crowd",
-    "end_run", "enter", "finish", "heartbeat", "held", "holds_cleanup", "holds_manifest", "holds_retired", "judged",
+    "_claim", "_finish", "_requeue", "_settle_origins", "ask_turn", "drop_offers", "leader", "offer", "offer_done", "open_offers", "settled_offers", "take_offer", "withdraw_offers",
+    "labels_of", "link", "made_before", "products_of", "same_origin", "unmake", "wanted", "untimed",
+    "backup_gone", "begin_run", "claim_manifest", "cleaned", "cleared", "compare", "condemn_cleanup", "crowd",
+    "end_run", "enter", "heartbeat", "held", "holds_cleanup", "holds_manifest", "holds_retired", "judged",
     "known_content", "leave_line", "let_go", "manifest", "manifest_written", "mark_damaged", "mark_seen", "moor", "next_attempt", "note",
-    "proven", "read_all", "recover_runs", "replaced", "requeue", "reserve", "reserved", "retired", "route", "settle_rows", "spared",
+    "proven", "read_all", "recover_runs", "replaced", "reserve", "reserved", "retired", "route", "settle_rows", "spared",
     "still_queued", "unmoor", "unretire", "wishes",
 )  # fmt: skip
 """Methods of the ledger that may be called twice for once."""

@@ -15,7 +15,7 @@ from sqlalchemy.orm import aliased
 
 from blocks import names
 from blocks.errors import Kind
-from flows.ledger.connections import Connections, now_ms, pages
+from flows.ledger.connections import TEMPORARY, Connections, now_ms, pages
 from flows.ledger.models import File, Product
 from flows.ledger.states import ACTIVE, DONE, State, check_moves
 from flows.ledger.wishes import CLEAR, fulfil
@@ -26,7 +26,7 @@ _ASKED_AGAIN = (State.FAILED, State.BLOCKED, State.QUARANTINED, State.CANCELLED,
 _DELIVERED = (State.VERIFIED, State.CLEANUP_ELIGIBLE, State.CLEANED, State.DUPLICATE)
 _versions = Table(
     "versions", MetaData(), Column("n", Integer), Column("path", Text), Column("size", BigInteger),
-    Column("mtime_ns", BigInteger), Column("etag", Text), prefixes=["TEMPORARY"],
+    Column("mtime_ns", BigInteger), Column("etag", Text), **TEMPORARY,
 )  # fmt: skip
 _GIVEN_UP = (State.QUEUED, State.FAILED, State.BLOCKED, State.QUARANTINED, State.PAUSED)
 
@@ -119,7 +119,10 @@ class Products(Connections):
     def settle_origins(self, claims: Iterable[tuple[int, int, str]]) -> dict[int, State]:
         """Bring rows of ours, (row, attempt, SHA-256 of the file) each, to what became of their products; those that
         were still ours."""
-        held = {i: (attempt, sha256) for i, attempt, sha256 in claims}
+        return self._settle_origins({i: (attempt, sha256) for i, attempt, sha256 in claims}, {})
+
+    def _settle_origins(self, held: Mapping[int, tuple[int, str]], before: dict[int, State]) -> dict[int, State]:
+        """`before` is filled with what was settled, in case nobody hears of the commit."""
         settled: dict[int, State] = {}
         with self._write() as c:
             now = self._now(c)
@@ -142,6 +145,11 @@ class Products(Connections):
                     if c.execute(update(File).where(*mine).values(**values)).rowcount:
                         settled[origin] = to.state
                 fulfil(c, File.id.in_(page))
+                lost = [i for i in page if i in before and i not in settled]
+                for row in c.execute(select(File.id, File.attempt, File.state).where(File.id.in_(lost))):
+                    if (row.attempt, row.state) == (held[row.id][0], before[row.id]):
+                        settled[row.id] = before[row.id]
+            before |= settled
         return settled
 
     def products_of(self, origins: Sequence[int]) -> dict[int, list[int]]:

@@ -32,7 +32,7 @@ from sqlalchemy.orm import aliased
 from blocks import names
 from blocks.errors import OnblockError
 from blocks.storage.base import FileInfo
-from flows.ledger.connections import Connections, now_ms, pages
+from flows.ledger.connections import TEMPORARY, Connections, now_ms, pages
 from flows.ledger.models import File, Manifest, Product, Run
 from flows.ledger.rows import message_of
 from flows.ledger.states import State, check_moves
@@ -47,7 +47,7 @@ KEPT = (State.VERIFIED, State.CLEANED)
 
 _wanted = Table(
     "wanted", MetaData(), Column("n", Integer), Column("path", Text), Column("size", BigInteger),
-    Column("mtime_ns", BigInteger), Column("etag", Text), prefixes=["TEMPORARY"],
+    Column("mtime_ns", BigInteger), Column("etag", Text), **TEMPORARY,
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ from blocks.home import home
 from blocks.storage.base import FileInfo
 from flows.ledger import migrate
 from flows.ledger.berths import Berths
-from flows.ledger.connections import now_ms, pages
+from flows.ledger.connections import TEMPORARY, now_ms, pages
 from flows.ledger.database import HOW_TO_NAME_IT, make_engine
 from flows.ledger.looking import Looking
 from flows.ledger.manifests import Manifests
@@ -66,19 +66,19 @@ PROBLEM = "!problem"
 _temp = MetaData()
 _seen = Table(
     "seen", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
-    Column("mtime_ns", BigInteger), Column("etag", Text), prefixes=["TEMPORARY"],
+    Column("mtime_ns", BigInteger), Column("etag", Text), **TEMPORARY,
 )  # fmt: skip
 _new = Table(
     "entering", _temp, Column("n", Integer), Column("path", Text), Column("size", BigInteger),
     Column("mtime_ns", BigInteger), Column("etag", Text), Column("state", String), Column("kind", String),
     Column("stage", String), Column("message", Text), Column("dest_path", Text), Column("findings", Text),
-    prefixes=["TEMPORARY"],
+    **TEMPORARY,
 )  # fmt: skip
 _done = Table(
     "outcome", _temp, Column("id", BigInteger), Column("attempt", Integer), Column("state", String),
     Column("kind", String), Column("stage", String), Column("message", Text), Column("dest_path", Text),
     Column("sha256", String), Column("verified_by", String), Column("bytes_done", BigInteger),
-    Column("tries", Integer), Column("next_attempt_at", BigInteger), Column("journal", Text), prefixes=["TEMPORARY"],
+    Column("tries", Integer), Column("next_attempt_at", BigInteger), Column("journal", Text), **TEMPORARY,
 )  # fmt: skip
 
 
@@ -245,8 +245,10 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
 
     def requeue(self, run_id: str, rows: Sequence[Row]) -> list[Row]:
         """Put rows that failed or were blocked back into the queue; those that are still as they were seen."""
-        if not rows:
-            return []
+        return self._requeue(run_id, rows, set()) if rows else []
+
+    def _requeue(self, run_id: str, rows: Sequence[Row], before: set[int]) -> list[Row]:
+        """`before` is filled with what was moved, in case nobody hears of the commit."""
         check_moves({(r.state, State.QUEUED) for r in rows})
         moved: set[int] = set()
         parts = [(state, page) for state in sorted({r.state for r in rows} - ACTIVE)
@@ -261,6 +263,10 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
                             updated_at=now_ms(), **cured)
                     .returning(File.id)
                 ).scalars())  # fmt: skip
+            if lost := before - moved:
+                mine = and_(self._among(File.id, sorted(lost)), File.state == State.QUEUED, File.run_id == run_id)
+                moved |= set(c.execute(select(File.id).where(mine)).scalars())
+            before |= moved
         return [r._replace(state=State.QUEUED, tries=0) for r in rows if r.id in moved]
 
     def mark_seen(self, run_id: str, rows: Sequence[Row]) -> None:
@@ -322,6 +328,10 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
     def claim(self, run_id: str, row_ids: Sequence[int], to: State = State.DELIVERING) -> dict[int, Claim]:
         """Take queued rows, in one statement a page: those that were free. `queued_at` of a row that is younger than
         `FRESH_MS` may be as late as now."""
+        return self._claim(run_id, row_ids, to, {})
+
+    def _claim(self, run_id: str, row_ids: Sequence[int], to: State, before: dict[int, Claim]) -> dict[int, Claim]:
+        """`before` is filled with what was taken, in case nobody hears of the commit."""
         taken: dict[int, Claim] = {}
         free = sources(to) & {State.QUEUED, State.FETCHED, State.PROCESSED}
         with self._write() as c:
@@ -350,6 +360,12 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
                     taken |= claims
                 else:
                     taken |= {r[0]: Claim._make(r) for r in c.execute(take.returning(*_CLAIM)).all()}
+            if lost := before.keys() - taken.keys():
+                mine = and_(self._among(File.id, sorted(lost)), File.state == to, File.run_id == run_id)
+                for row_id, attempt in c.execute(select(File.id, File.attempt).where(mine)).all():
+                    if attempt == before[row_id].attempt:
+                        taken[row_id] = before[row_id]
+            before |= taken
         return taken
 
     def note(self, claim: Claim, bytes_done: int, journal: str) -> bool:
@@ -364,8 +380,10 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
 
         A row whose attempt is another by now, or whose state does not allow the move, is not touched.
         """
-        if not outcomes:
-            return set()
+        return self._finish(outcomes, set()) if outcomes else set()
+
+    def _finish(self, outcomes: Sequence[Outcome], before: set[int]) -> set[int]:
+        """`before` is filled with what was written, in case nobody hears of the commit."""
         written: set[int] = set()
         with self._write() as c:
             now = self._now(c)  # of two deliveries to one final name, on two machines, the later one must show
@@ -405,12 +423,14 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
             for page in pages(sorted(wanted)):
                 fulfil(c, self._among(File.id, page))
             if len(written) < len(outcomes):  # a commit may have been lost on its way back, and this be the second time
+                done = and_(File.sha256 == _done.c.sha256, File.state.in_(DONE))
                 written |= set(c.execute(
                     select(File.id).where(
                         File.id == _done.c.id, File.attempt == _done.c.attempt, File.state == _done.c.state,
-                        File.sha256 == _done.c.sha256, File.state.in_(DONE),
+                        or_(done, self._among(File.id, sorted(before))),
                     )
                 ).scalars())  # fmt: skip
+            before |= written
             for manifest_id in sorted(m for m in changed if m is not None):
                 c.execute(update(Manifest).where(Manifest.id == manifest_id).values(version=Manifest.version + 1))
         return written

@@ -92,8 +92,8 @@ class Turns(Runs):
     def leave_line(self, run_id: str) -> None:
         """A run wants nothing any more, and holds nothing. What others left behind is cleared away."""
         with self._write() as c:
-            ended = select(Run.id).where(Run.ended_at.is_not(None))
-            gone = select(Turn.run_id, Turn.tags).where(or_(Turn.run_id == run_id, Turn.run_id.in_(ended)))
+            ended = select(Run.id).where(Run.id == Turn.run_id, Run.ended_at.is_not(None)).exists()
+            gone = select(Turn.run_id, Turn.tags).where(or_(Turn.run_id == run_id, ended))
             if found := [tuple(r) for r in c.execute(gone.with_for_update(skip_locked=True))]:
                 c.execute(delete(Turn).where(tuple_(Turn.run_id, Turn.tags).in_(found)))
 

@@ -101,13 +101,14 @@ def transfer(
             watcher.finish(run.meter)
             routes = [way.route_id for way in run.ways if way.route_id is not None]
             due = ledger.next_attempt(routes, run.id, now_ms())
-            if due is None and ledger.others_at_work(routes, run.id):  # if it is dead, its lease has ended by then
-                due = now_ms() + LEASE_MS
+            if due is None and run.held is None and ledger.untimed(routes, run.id):
+                due = now_ms() + LEASE_MS  # if who has them is dead, its lease has ended by then
     except OnblockError as error:  # a storage that is away cannot even be opened, or listed
         if error.kind not in RETRIED:
             raise
         log.error("%s", error)
-        return Failed(message=f"{error}{_again(None)[0]}")
+        # who lends a hand has no successor: its leader takes up what it left, and has one of its own
+        return Failed(message=str(error) if leader is not None else f"{error}{_again(None)[0]}")
     watcher.summary(summary)
     text = told(summary)
     if run.source_away is not None:

@@ -166,6 +166,14 @@ def test_a_storage_that_is_away_when_the_run_begins(
     until("a second successor", lambda: len(successors(client, run)) >= 2, 60)
     assert {t for r in successors(client, run) for t in r.tags} >= {f"{successor.TAG}:1", f"{successor.TAG}:2"}
 
+    with Ledger.open() as ledger:
+        leader = ledger.begin_run("away", flight=None, device=None)
+    assert run.deployment_id is not None
+    hand = client.create_flow_run_from_deployment(run.deployment_id, parameters={**run.parameters, "leader": leader})
+    lent = ended(client, hand)
+    assert lent.state.is_failed() and "the next try" not in (lent.state.message or ""), lent.state
+    assert not [r for r in successors(client, run) if r.parameters.get("leader")], "a leader has one of its own"
+
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
 def test_a_prefect_server_that_is_gone_for_a_while(

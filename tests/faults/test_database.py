@@ -20,15 +20,18 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
 from blocks.errors import NetworkError
 from flows.ledger import Ledger, database, patience
-from flows.transfer.story import run_here
+from flows.transfer.story import all_well, run_here
 from tests.servers import postgres
 from tests.servers.base import family
 from tests.transfer.conftest import Bench, bench
+from tests.transfer.phases import ZSTD
 from tests.upkeep.test_by_mistake import WatchedSession, WatchedStorage, once
 
 __all__ = ["bench"]
 
 COUNT = 12
+STEPPED = 22
+"""At least so many transactions write in a job with steps of two files."""
 
 
 def test_it_is_waited_for_longer_than_half_a_minute() -> None:
@@ -173,32 +176,77 @@ def test_locked_for_longer_than_anybody_waits(impatient: None, full: Bench, monk
 # -- a commit that nobody heard of --------------------------------------------------------------------------------------
 
 
+class Lossy:
+    """The n-th transaction that writes, from `begin` on, is committed, and its connection gone before it can say so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, nth: int):
+        self.count, self._nth, self._begun = 0, nth, False
+        real, changes = SQLiteDialect_pysqlite.do_commit, dict[int, int]()
+
+        def commit(dialect: Any, connection: Any) -> None:
+            dbapi = connection.dbapi_connection
+            before, changes[id(dbapi)] = changes.get(id(dbapi), 0), dbapi.total_changes
+            real(dialect, connection)
+            if self._begun and dbapi.total_changes > before:
+                self.count += 1
+                if self.count == self._nth:
+                    raise sqlite3.OperationalError("server closed the connection unexpectedly")
+
+        monkeypatch.setattr(SQLiteDialect_pysqlite, "do_commit", commit)
+
+    def begin(self) -> None:
+        self._begun = True
+
+    def end(self) -> None:
+        self._begun = False
+
+
 @pytest.mark.parametrize("nth", range(1, 9))
 def test_lost_after_the_commit(full: Bench, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
-    """The n-th transaction that writes is committed, and its connection gone before it can say so."""
+    """The run takes what it wrote for its own, and nothing is left for another one."""
     Ledger.open().close()
-    count = -1000  # until the first file is on its way
-    real = SQLiteDialect_pysqlite.do_commit
+    lossy = Lossy(monkeypatch, nth)
+    summary = run(full, "DCIM/00.bin", lossy.begin)
+    assert lossy.count >= nth
+    assert all_well(summary) and summary["delivered"] == COUNT, summary
+    lossy.end()
+    all_there(full)
 
-    def lossy(self: Any, connection: Any) -> None:
-        nonlocal count
-        writes = connection.dbapi_connection.total_changes
-        real(self, connection)
-        if writes:
-            count += 1
-            if count == nth:
-                raise sqlite3.OperationalError("server closed the connection unexpectedly")
 
-    monkeypatch.setattr(SQLiteDialect_pysqlite, "do_commit", lossy)
+@pytest.mark.parametrize("nth", range(1, STEPPED + 1))
+def test_lost_after_the_commit_of_a_job_with_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    for name in ("a", "b"):
+        bench.put(f"{name}.log", name.encode() * 1000)
+    Ledger.open().close()
+    lossy = Lossy(monkeypatch, nth)
+    lossy.begin()
+    summary = bench.run(steps=ZSTD)
+    lossy.end()
+    assert lossy.count >= nth
+    assert all_well(summary) and summary["delivered"] == 2, summary
+    assert set(bench.files()) >= {"a.log.zst", "b.log.zst"}
+    assert bench.run(steps=ZSTD)["delivered"] == 0
 
-    def begin() -> None:
-        nonlocal count
-        count = 0
 
-    run(full, "DCIM/00.bin", begin)
-    assert count >= nth
-    nth = 0
-    full.run()
+@pytest.mark.parametrize("nth", [1, 2])
+def test_lost_after_the_commit_of_what_is_tried_again(full: Bench, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """Rows that failed are put back into the queue."""
+    with Ledger.open() as ledger:
+        (full.archive / "DCIM").mkdir()
+        for n in range(COUNT):
+            (full.archive / f"DCIM/{n:02}.bin").write_bytes(b"another")
+        assert full.run(on_conflict="fail")["failed"] == COUNT
+        for n in range(COUNT):
+            (full.archive / f"DCIM/{n:02}.bin").unlink()
+        rows = list(ledger.files())
+        assert {r["state"] for r in rows} == {"FAILED"}
+    lossy = Lossy(monkeypatch, nth)
+    requeue = Ledger.requeue
+    monkeypatch.setattr(Ledger, "requeue", lambda *given: (lossy.begin(), requeue(*given))[1])
+    summary = full.run(on_conflict="fail")
+    lossy.end()
+    assert lossy.count >= nth
+    assert all_well(summary) and summary["delivered"] == COUNT, summary
     all_there(full)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import text, update
 
-from blocks.errors import Cancelled, ConfigError, Kind, NetworkError, SourceVanished
+from blocks.errors import Cancelled, ConfigError, Kind, NetworkError, Paused, SourceChanged, SourceVanished
 from blocks.storage.base import FileInfo
-from flows.ledger import Ledger, State
+from flows.ledger import Ledger, State, database
 from flows.ledger.models import File
 from flows.ledger.states import IllegalMove
 from flows.ledger.store import PROBLEM, NewFile, Outcome, Row, now_ms
@@ -532,12 +533,54 @@ def test_the_successor_knows_all_dead_writers(ledger: Ledger, run_id: str, route
     assert alive not in claim.left
 
 
-def test_whether_others_are_at_work(ledger: Ledger, run_id: str, route: int) -> None:
+def test_whether_files_wait_for_no_time(ledger: Ledger, run_id: str, route: int) -> None:
+    """Nobody would come to them: in somebody's hands, who may be dead, or put back by the end of him."""
     (row,) = enter(ledger, run_id, route, [version("a", 1)])
     other = ledger.begin_run("job", flight=None, device=None)
     ledger.claim(other, [row.id])
-    assert ledger.others_at_work([route], run_id)
-    assert not ledger.others_at_work([route], other)
-    assert not ledger.others_at_work([route + 1], run_id)
+    assert ledger.untimed([route], run_id)
+    assert ledger.untimed([route], other), "also what is left of one's own"
+    assert not ledger.untimed([route + 1], run_id)
     ledger.end_run(other, {})
-    assert not ledger.others_at_work([route], run_id)
+    assert ledger.untimed([route], run_id), "freed while this run was at work"
+
+    failed = NetworkError("away")
+    (claim,) = ledger.claim(run_id, [row.id]).values()
+    later = now_ms() + 60_000
+    ledger.finish([Outcome(row.id, claim.attempt, State.QUEUED, failure=failed, stage="write", next_attempt_at=later)])
+    assert not ledger.untimed([route], run_id), "it has a time"
+    (claim,) = ledger.claim(run_id, [row.id]).values()
+    ledger.finish([Outcome(row.id, claim.attempt, State.PAUSED, failure=Paused("paused"), stage="write")])
+    assert not ledger.untimed([route], run_id), "somebody will say when"
+
+    (claim,) = ledger.claim(run_id, [enter(ledger, run_id, route, [version("b", 1)])[0].id]).values()
+    ledger.finish([Outcome(claim.id, claim.attempt, State.QUEUED, failure=SourceChanged("grew"), stage="read")])
+    assert ledger.untimed([route], run_id), "its source changed"
+
+
+def test_what_is_held_against_the_ledger_leaves_nothing_behind(ledger: Ledger, route: int) -> None:
+    """A temporary table that grew made PostgreSQL read all of a route for each page."""
+    for _ in range(20):
+        ledger.compare(route, [version(f"{n}.bin", n) for n in range(1000)])
+    with ledger.engine.connect() as c:
+        if ledger.engine.dialect.name == "sqlite":
+            assert c.execute(text("SELECT count(*) FROM seen")).scalar() == 1000, (
+                "and it is emptied before the next page"
+            )
+        else:
+            assert c.execute(text("SELECT pg_relation_size('seen')")).scalar() == 0
+
+
+def test_a_manifest_goes_over_a_slow_link(
+    ledger: Ledger, run_id: str, route: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines are asked for as they are sent; nobody ends the transaction meanwhile."""
+    monkeypatch.setitem(database.LET_GO, "idle_in_transaction_session_timeout", 100)
+    ledger.engine.dispose()  # connections made from now on
+    manifest = ledger.manifest(PLACE, "checksums.sha256")
+    deliver(ledger, run_id, enter(ledger, run_id, route, [version(f"{n}") for n in range(4001)], manifest))
+    lines = ledger.manifest_lines(manifest)
+    found = [next(lines)]
+    time.sleep(0.5)  # as long as a server with this limit has no patience for
+    found += lines
+    assert len(found) == 4001
