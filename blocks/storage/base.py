@@ -50,6 +50,7 @@ class Features:
     atomic_rename: bool = False  # the final name shows the whole file or nothing
     exclusive_commit: bool = False  # commit(replace=False) never overwrites, even in a race
     resume_read: bool = False  # read(offset=n) costs nothing for the first n bytes
+    proven_reads: bool = False  # a reader holds what came against a checksum the far side has; see Reader.before
     resume_write: bool = False  # upload(resume=True) finds what an earlier upload kept
     resume_step: int = 1  # ... down to a multiple of so many bytes: what lies beyond is sent again
     staged_digest: bool = False  # Upload.digest() can read back before commit()
@@ -74,6 +75,12 @@ class Reader(ABC):
     @abstractmethod
     def readinto(self, buffer: Buffer) -> int:
         """Fill `buffer` as far as the file goes; the number of bytes, fewer than asked only at the end."""
+
+    def before(self, view: memoryview) -> None:
+        """The next of the bytes that lie before the offset it was opened at, as they came before. For features.proven_reads:
+        given all of them, in order and before it is read, it proves the whole file; given none, nothing. It sends
+        nothing for itself until it is read, so that they may take their time."""
+        return
 
     @abstractmethod
     def info(self) -> FileInfo:

@@ -36,7 +36,8 @@ class _Segment(NamedTuple):
 
 
 class S3Reader(Reader):
-    """One object from `offset`: the first range at once, the others ahead of need by threads of the session."""
+    """One object from `offset`: the first range at once, the others ahead of need by threads of the session. From the middle
+    of it, all of them once it is read: what comes before may be shown first, and take its time."""
 
     def __init__(self, bucket: Bucket, path: str, offset: int):
         self.path, self.bucket, self.key = path, bucket, bucket.key(path)
@@ -46,9 +47,14 @@ class S3Reader(Reader):
         self._recycle: bytearray | None = None
         self._hashing: Future[None] | None = None
         self._proof: Proof | None = None
+        self._waiting: Proof | None = None  # for what comes before `offset`
         self._whole: FileInfo | None = None
         try:
-            self._begin(offset)
+            if offset:
+                self._look(offset)
+                self._waiting = self._find_evidence(None)
+            else:
+                self._begin()
         except FAILURES as error:
             self.close()
             raise self._failure(error) from error
@@ -56,16 +62,14 @@ class S3Reader(Reader):
             self.close()
             raise
 
-    def _begin(self, offset: int) -> None:
+    def _begin(self) -> None:
         with self.bucket.wire() as wire:
             try:
-                answer = wire.ask(
-                    "GET", self.key, headers={"range": f"bytes={offset}-{offset + SEGMENT - 1}"}, stream=True
-                )
+                answer = wire.ask("GET", self.key, headers={"range": f"bytes=0-{SEGMENT - 1}"}, stream=True)
             except Refused as error:
                 if error.status != 416:
                     raise
-                self._empty(offset)
+                self._look(0)  # there is nothing in it
                 return
             stream = answer.stream
             assert stream is not None
@@ -73,41 +77,47 @@ class S3Reader(Reader):
             self.etag = headers.get("etag", "").strip('"')
             length = int(headers.get("content-length", "0"))
             if answer.status == 206:
-                self.size = int(headers.get("content-range", "").rpartition("/")[2] or length + offset)
-            elif offset:
-                wire.close()
-                raise ConfigError("the server does not answer ranged reads", path=self.path)
+                self.size = int(headers.get("content-range", "").rpartition("/")[2] or length)
             else:
                 self.size, length = length, min(length, SEGMENT)
-            self._next = offset + length
+            self._next = length
             buffer = self.bucket.buffer(SEGMENT) if length > MIB else bytearray(length)
             self._fill()
             got = _receive(stream, memoryview(buffer)[:length], self._stop)
             if got < length:
                 wire.close()
-                self._fetch(offset + got, memoryview(buffer)[got:length])
+                self._fetch(got, memoryview(buffer)[got:length])
             elif self.size > self._next and answer.status == 200:
                 wire.close()  # the rest of a whole object that nobody asked for
-        if offset == 0 and self.size:
+        if self.size:
             self._proof = self._find_evidence(headers)
         self._hand_out(memoryview(buffer)[:length], buffer if length > MIB else None)
-        if offset == 0 and got == self.size:
+        if got == self.size:
             self._whole = info_of(self.path, answer)
 
-    def _empty(self, offset: int) -> None:
-        """Nothing lies at `offset` or beyond."""
-        answer = self.bucket.head(self.path)
-        self.etag, self.size = answer.headers.get("etag", "").strip('"'), int(answer.headers["content-length"])
+    def _look(self, offset: int) -> None:
+        """What there is, to be read from `offset`."""
+        try:
+            headers = self.bucket.head(self.path).headers
+        except NotFound as error:
+            raise SourceVanished("is no longer there", path=self.path) from error
+        self.etag, self.size = headers.get("etag", "").strip('"'), int(headers["content-length"])
         if offset > self.size:
             raise SourceChanged(f"has {self.size} bytes now, fewer than were read before", path=self.path)
-        self._next = self.size
+        self._next = offset
 
-    def _find_evidence(self, headers: Mapping[str, str]) -> Proof | None:
-        """Ask until the bytes can be held against something; None, with a word in the log, where there is nothing."""
+    def before(self, view: memoryview) -> None:
+        self._proof = self._waiting
+        if self._proof is not None:
+            self._proof.update(view)
+
+    def _find_evidence(self, headers: Mapping[str, str] | None) -> Proof | None:
+        """Ask until the bytes can be held against something; None, with a word in the log, where there is nothing. `headers`
+        came with the bytes, if any did."""
         bucket, md5 = self.bucket, self.bucket.rules.etags_are_md5
         found: Proof | None = None
         try:
-            if self.size <= SEGMENT:  # a single part's MD5 came with the bytes
+            if headers is not None and self.size <= SEGMENT:  # a single part's MD5 came with the bytes
                 with suppress(NeedsPartSize):
                     found = evidence(headers, self.size, etags_are_md5=md5)
             if found is None:
@@ -150,7 +160,10 @@ class S3Reader(Reader):
                 if self.etag:
                     headers["if-match"] = f'"{self.etag}"'
                 try:
-                    answer = wire.ask("GET", self.key, headers=headers, stream=True, ok=(206,))
+                    answer = wire.ask("GET", self.key, headers=headers, stream=True, ok=(200, 206))
+                    if answer.status == 200:
+                        wire.close()
+                        raise ConfigError("the server does not answer ranged reads", path=self.path)
                     if answer.headers.get("etag", "").strip('"') != self.etag:
                         wire.close()
                         raise SourceChanged("was replaced while it was read", path=self.path)
@@ -184,6 +197,7 @@ class S3Reader(Reader):
         view, got = memoryview(buffer), 0
         while got < len(view):
             if self._at == len(self._now) and not self._advance():
+                self._prove()  # where all of it came before
                 break
             n = min(len(view) - got, len(self._now) - self._at)
             if not self._segments and self._at + n == len(self._now):
@@ -194,6 +208,8 @@ class S3Reader(Reader):
         return got
 
     def _advance(self) -> bool:
+        if not self._segments:
+            self._fill()  # the first, from the middle of the object
         if not self._segments:
             return False
         segment = self._segments.popleft()

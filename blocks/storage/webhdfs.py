@@ -108,8 +108,8 @@ class WebHdfsSession(Session):
     """A connection kept to the NameNode; one for each file to a DataNode."""
 
     features = Features(
-        atomic_rename=True, exclusive_commit=True, resume_read=True, resume_write=True, staged_digest=True,
-        server_checksums=KINDS, mtime_set=True, parallel=4,
+        atomic_rename=True, exclusive_commit=True, resume_read=True, proven_reads=True, resume_write=True,
+        staged_digest=True, server_checksums=KINDS, mtime_set=True, parallel=4,
     )  # fmt: skip
 
     def __init__(self, storage: WebHdfsStorage):

@@ -45,7 +45,8 @@ def file_info(path: str, status: dict[str, Any]) -> FileInfo:
 
 
 class WebHdfsReader(Reader):
-    """One file from one DataNode. Read from its begin to its end, it is compared with the checksum HDFS has of it."""
+    """One file from one DataNode. Read from its begin to its end, it is compared with the checksum HDFS has of it; what
+    comes before `offset` may be shown first, and nothing is sent meanwhile."""
 
     def __init__(
         self, wire: Wire, path: str, full: str, status: dict[str, Any], offset: int = 0, *,
@@ -53,11 +54,15 @@ class WebHdfsReader(Reader):
     ):  # fmt: skip
         self.path, self._wire, self._full = path, wire, full
         self._size, self._at, self._id = status["length"], offset, status.get("fileId")
-        self._proof = HdfsChecksum(status["blockSize"], wire.crc) if compare and offset == 0 else None
+        self._proof: HdfsChecksum | None = None
+        self._waiting: HdfsChecksum | None = None  # for what comes before `offset`
         self._connection: http.client.HTTPConnection | None = None
         self._answer: http.client.HTTPResponse | None = None
-        if offset < self._size:
-            self._open(offset)
+        if compare and self._size:
+            self._waiting = HdfsChecksum(status["blockSize"], wire.crc)
+        if not offset and self._size:
+            self._proof = self._waiting
+            self._open(0)
 
     def _open(self, offset: int) -> None:
         wire, path, full = self._wire, self.path, self._full
@@ -76,6 +81,11 @@ class WebHdfsReader(Reader):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer)[: max(0, self._size - self._at)]
+        if len(view) and self._connection is None:
+            try:
+                self._open(self._at)
+            except NotFound as error:
+                raise SourceVanished("is no longer there", path=self.path) from error
         got, proving = 0, None
         while got < len(view):
             piece = view[got : got + PIECE]
@@ -92,9 +102,14 @@ class WebHdfsReader(Reader):
             self._at += n
         if proving is not None:
             proving.result()
-        if got and self._at == self._size:
+        if self._at == self._size:
             self._compare()
         return got
+
+    def before(self, view: memoryview) -> None:
+        self._proof = self._waiting
+        if self._proof is not None:
+            self._proof.update(view)
 
     def _receive(self, piece: memoryview) -> int:
         failed: OnblockError

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from contextlib import ExitStack, closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 from blocks.errors import Cancelled, HashMismatch, Kind, OnblockError, Paused, SourceChanged
@@ -26,6 +27,7 @@ from flows.transfer.verify import prove
 log = logging.getLogger("onblock.transfer")
 
 Todo = tuple[FileInfo, list[Leg]]
+Taker = Callable[[memoryview], object]
 
 
 class Staging(Accounts):
@@ -179,7 +181,7 @@ class Staging(Accounts):
             return []
         open_legs: list[Leg] = []
         try:
-            with self._open(file, open_legs) as reader:
+            with nullcontext() if not again and self._may_go_on(file, legs) else self._open(file, open_legs) as reader:
                 for leg in legs:
                     try:
                         self._begin(file, leg, anew=again)
@@ -226,17 +228,26 @@ class Staging(Accounts):
 
         return SlowReader(reader, self.run.throttle.down, wanted)
 
-    def _pump(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> str:
-        """Bytes from the reader to the uploads, hashed on the way; their SHA-256. Legs that fail are taken out."""
-        if file.size < pump.SMALL:
+    def _may_go_on(self, file: FileInfo, legs: list[Leg]) -> bool:
+        """Whether an earlier attempt may have left the beginning of a file: then it is seen later where to open it."""
+        return file.size >= CHECKPOINT and any(
+            self._sessions[leg.way].features.resume_write
+            and Journal.parse(self._claims[leg.row_id].journal) is not None
+            for leg in legs
+        )
+
+    def _pump(self, reader: Reader | None, file: FileInfo, legs: list[Leg]) -> str:
+        """Bytes from the reader to the uploads, hashed on the way; their SHA-256. Legs that fail are taken out. Without a
+        reader, the file goes on where an earlier attempt ended."""
+        if reader is not None and file.size < pump.SMALL:
             chunk, sha256 = pump.small(reader)
             got = len(chunk)
             self._write(chunk, file, legs)
         else:
             with ExitStack() as stack:
-                got, digest = self._go_on(reader, file, legs)
-                if got and self._far(self._source):
-                    reader = stack.enter_context(self._open(file, legs, got))
+                got, digest = 0, hashlib.sha256()
+                if reader is None:
+                    reader, got, digest = self._go_on(stack, file, legs)
                 self.run.meter.moved(0, got)
                 pieces = pump.chunks(reader, digest, got, lambda at, sha256: self._checkpoint(legs, at, sha256))
                 with closing(pieces):
@@ -264,42 +275,57 @@ class Staging(Accounts):
     def _far(session: Session) -> bool:
         return session.features.parallel > 1
 
-    def _go_on(self, reader: Reader, file: FileInfo, legs: list[Leg]) -> tuple[int, Any]:
-        """Where all legs can go on, 0 to begin anew; and the SHA-256 object over what comes before."""
+    def _go_on(self, stack: ExitStack, file: FileInfo, legs: list[Leg]) -> tuple[Reader, int, Any]:
+        """The source, opened where all legs can go on, or at its beginning; where that is; and the SHA-256 object over what
+        comes before."""
         uploads = [self._uploads[leg.row_id] for leg in legs]
         features = [self._sessions[leg.way].features for leg in legs]
         step = max(pump.CHUNK, *(f.resume_step for f in features))
-        start = min(u.offset for u in uploads)
-        start -= start % step
-        digest = hashlib.sha256()
         from_source = not self._far(self._source) or not all(f.staged_digest for f in features)
-        expected = ""
+        start, expected = min(u.offset for u in uploads), ""
+        start -= start % step
         if start and not from_source:
             start, expected = last_checkpoint(self._journals[legs[0].row_id].checkpoints, start, step)
         if not 0 < start < file.size or any(u.rewind(start) != start for u in uploads):
             start = 0
-        elif from_source:
-            if pump.skip(reader, digest, start, lambda: self._check_stop(file)) != start:
-                raise SourceChanged("became shorter while it was read", path=file.path)
-        else:
-            for upload in uploads:
-                digest = hashlib.sha256()
-                upload.replay(digest.update)
-                if digest.hexdigest() != expected:
-                    log.warning("%s: what an earlier attempt left is damaged; sent from its beginning", file.path)
-                    start = 0
-                    break
+        found = None
+        if start and not from_source:
+            found = self._replayed(stack, file, legs, start, expected)
+            if found is None:
+                log.warning("%s: what an earlier attempt left is damaged; sent from its beginning", file.path)
+                start = 0
         if not start:
             for upload in uploads:
                 if upload.offset:
                     upload.rewind(0)
-            return 0, hashlib.sha256()
-        self._resumed.update(leg.row_id for leg in legs)
+        if found is None:
+            found = stack.enter_context(self._open(file, legs)), hashlib.sha256()
+            if start and pump.skip(*found, start, lambda: self._check_stop(file)) != start:
+                raise SourceChanged("became shorter while it was read", path=file.path)
+        if start:
+            self._resumed.update(leg.row_id for leg in legs)
+            for leg in legs:
+                journal = self._journals[leg.row_id]
+                journal.checkpoints = [c for c in journal.checkpoints if c[0] <= start]
+            log.info("%s: goes on at %d of %d bytes", file.path, start, file.size)
+        return found[0], start, found[1]
+
+    def _replayed(
+        self, stack: ExitStack, file: FileInfo, legs: list[Leg], start: int, expected: str
+    ) -> tuple[Reader, Any] | None:
+        """The source, opened at `start`, and the SHA-256 object over what the destinations hold before it; None if one of
+        them does not hold what was sent. Where the source proves what is read, it is shown that, too."""
+        proven = self._source.features.proven_reads
+        reader = stack.enter_context(self._open(file, legs, start)) if proven else None
+        before = reader and reader.before
+        digest = hashlib.sha256()
         for leg in legs:
-            journal = self._journals[leg.row_id]
-            journal.checkpoints = [c for c in journal.checkpoints if c[0] <= start]
-        log.info("%s: goes on at %d of %d bytes", file.path, start, file.size)
-        return start, digest
+            digest = hashlib.sha256()
+            self._uploads[leg.row_id].replay(_both(digest.update, before))
+            if digest.hexdigest() != expected:
+                return None
+            before = None  # once is enough: it is the same
+        return reader or stack.enter_context(self._open(file, legs, start)), digest
 
     def _checkpoint(self, legs: list[Leg], offset: int, sha256: str) -> None:
         """All destinations hold the bytes before `offset`."""
@@ -384,3 +410,14 @@ class Staging(Accounts):
                 case _:
                     continue
             legs.remove(leg)
+
+
+def _both(one: Taker, other: Taker | None) -> Taker:
+    """Who gives everything to both, the other if there is one."""
+
+    def take(view: memoryview) -> None:
+        one(view)
+        if other is not None:
+            other(view)
+
+    return take

@@ -190,6 +190,10 @@ class SlowReader(Reader):
                 break
         return got
 
+    def before(self, view: memoryview) -> None:
+        """As the reader within: these bytes are here already."""
+        self._inner.before(view)
+
     def info(self) -> FileInfo:
         """As the reader within."""
         return self._inner.info()

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from blocks.errors import Conflict, NotFound, OnblockError, SourceChanged, SourceVanished
+from blocks.errors import Conflict, HashMismatch, NotFound, OnblockError, SourceChanged, SourceVanished
 from blocks.storage.base import Reader, Session, Storage, aligned_buffer
-from tests.contract.data import KIB, MIB, SIZES, begin, fetch, listing, payload
+from tests.contract.data import KIB, MIB, SIZES, begin, chunks, fetch, listing, payload
 from tests.contract.places import Place
 
 MTIME = 1_700_000_000_000_000_000
@@ -147,6 +147,30 @@ def test_read_from_an_offset(place: Place, session: Session, offset: int) -> Non
     place.put("f", data)
     for step in (4096, 5000, MIB):
         assert fetch(session, "f", offset, step) == data[offset:]
+
+
+@pytest.mark.parametrize("offset", [4 * MIB, 9 * MIB])
+def test_what_came_before_counts_where_reads_are_proven(place: Place, session: Session, offset: int) -> None:
+    """What goes on in the middle is held against what the far side has of the whole file."""
+    place.put("f", data := payload(9 * MIB))
+    wrong = bytearray(data[:offset])
+    wrong[offset // 2] ^= 1
+    for before, damaged in ((data[:offset], False), (bytes(wrong), session.features.proven_reads)):
+        with session.read("f", offset) as reader:
+            for chunk in chunks(before, MIB):
+                reader.before(chunk)
+            if damaged:
+                with pytest.raises(HashMismatch):
+                    rest(reader)
+            else:
+                assert rest(reader) == data[offset:]
+
+
+def rest(reader: Reader) -> bytes:
+    out, buffer = bytearray(), bytearray(MIB)
+    while n := reader.readinto(buffer):
+        out += buffer[:n]
+    return bytes(out)
 
 
 @pytest.mark.parametrize("length", [1, 7, 4096, 4097, 100_003])

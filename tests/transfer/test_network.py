@@ -17,6 +17,7 @@ from flows.transfer import senders
 from flows.transfer.job import TransferJob
 from flows.transfer.story import run_here
 from tests.contract.data import MIB, payload
+from tests.faults.breaking import BreakingStorage, broken
 from tests.servers.faultproxy import FaultProxy
 from tests.servers.hdfs import Front
 from tests.servers.rclone import sftp_section
@@ -141,6 +142,57 @@ def test_cut_on_the_way_down(
         assert proxy.strikes == 1
         assert proxy.bytes_down <= (SIZE + TWICE) * WIRE
         assert (archive / "clip.mp4").read_bytes() == CLIP
+
+
+@pytest.mark.parametrize("kind", ["webhdfs", "s3"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_flipped_bit_and_a_transfer_that_goes_on(
+    request: pytest.FixtureRequest, fault_proxy: Through, tmp_path: Path, kind: str, when: str
+) -> None:
+    """What the source keeps a checksum of is held against it, also where it came in two pieces; whichever is damaged."""
+    with far(request, kind, fault_proxy) as (storage, proxy):
+        holding(storage)
+        proxy.heal()
+        proxy.reset_all()  # what is counted from now on is of connections that bring the file
+        archive = tmp_path / "archive"
+        archive.mkdir()
+        to = BreakingStorage.at(archive)
+
+        def flip() -> None:
+            proxy.reset_all()
+            proxy.corrupt_at, proxy.only_first = (3 * MIB, "down"), 1
+
+        def pulled() -> None:
+            if when == "after":
+                flip()
+            broken()
+
+        to.cable.at = {40 * MIB: pulled}
+        if when == "before":
+            flip()
+        summary = run_here(job(storage, to))
+        assert proxy.strikes == 1
+        assert not to.cable.at
+        assert summary["delivered"] + summary["failed"] == 1
+        there = archive / "clip.mp4"
+        assert not there.exists() or there.read_bytes() == CLIP, "what is wrong was delivered"
+        assert there.exists() == summary["delivered"]
+
+
+@pytest.mark.parametrize("kind", ["webhdfs", "s3"])
+def test_who_goes_on_fetches_only_what_is_not_there(
+    request: pytest.FixtureRequest, fault_proxy: Through, tmp_path: Path, kind: str
+) -> None:
+    with far(request, kind, fault_proxy) as (storage, proxy):
+        holding(storage)
+        proxy.heal()
+        (tmp_path / "archive").mkdir()
+        to = BreakingStorage.at(tmp_path / "archive")
+        to.cable.at = {40 * MIB: broken}
+        until_delivered(storage, to)
+        ahead = 40 * MIB  # what was on its way to who had to stop
+        assert proxy.bytes_down <= (SIZE + 8 * MIB + ahead) * WIRE
+        assert (tmp_path / "archive/clip.mp4").read_bytes() == CLIP
 
 
 @pytest.mark.parametrize("kind", [SftpStorage, ScpStorage, RsyncStorage])
