@@ -37,7 +37,7 @@ class S3Session(Session):
         self._fetcher = Fetcher(bucket, Features.bulk_below) if plain else None
         self.features = Features(
             atomic_rename=True, exclusive_commit=rules.conditional is True, resume_read=True, resume_write=True,
-            resume_step=max(rules.part, rules.single), proven_reads=True,
+            resume_step=rules.part, proven_reads=True,
             server_checksums=() if rules.ability.checksums is False else ("sha256",),
             parallel=THREADS // 2 if plain else THREADS, bulk_pull=plain,
         )  # fmt: skip

@@ -58,17 +58,18 @@ def small(reader: Reader) -> tuple[memoryview, str]:
 def chunks(
     reader: Reader, digest: Hash, start: int = 0, checkpoint: Callable[[int, str], object] = lambda offset, sha256: None
 ) -> Generator[memoryview]:
-    """Views of a file from `start` (bytes, a multiple of CHUNK) to its end, good until the next one; `digest` takes each. To be
-    closed before the reader is used otherwise.
+    """Views of a file from `start` (bytes) to its end, good until the next one; `digest` takes each. All but the first begin at
+    a multiple of CHUNK. To be closed before the reader is used otherwise.
 
     `checkpoint(offset, SHA-256 so far)` is called after the caller is done with the bytes before `offset`.
     """
     offset, views, helpers = start, [buffers.large(turn) for turn in range(2)], buffers.helpers
-    n, turn = reader.readinto(views[0]), 0
+    most = CHUNK - start % CHUNK
+    n, turn = reader.readinto(views[0][:most]), 0
     while n:
         view, turn = views[turn][:n], 1 - turn
         hashing = helpers.submit(digest.update, view)
-        reading = helpers.submit(reader.readinto, views[turn]) if n == CHUNK and reader.ahead else None
+        reading = helpers.submit(reader.readinto, views[turn]) if n == most and reader.ahead else None
         busy: list[Future[Any]] = [hashing, reading] if reading else [hashing]
         try:
             yield view
@@ -78,15 +79,16 @@ def chunks(
                 checkpoint(offset, digest.copy().hexdigest())
         finally:
             wait(busy)  # nobody reads any more when this is left
+        most = CHUNK
         n = reading.result() if reading else reader.readinto(views[turn])
 
 
 def skip(reader: Reader, digest: Hash, count: int, go_on: Callable[[], object]) -> int:
-    """Read and hash the first `count` bytes (a multiple of CHUNK) without passing them on; how many there were."""
+    """Read and hash the first `count` bytes without passing them on; how many there were."""
     got = 0
     while got < count:
         go_on()
-        view = buffers.large(0)
+        view = buffers.large(0)[: count - got]
         n = reader.readinto(view)
         if not n:
             break

@@ -15,6 +15,8 @@ from typing import Self
 
 CHECKPOINT = 16 << 20
 """Bytes between checkpoints, and the size from which a file is worth resuming."""
+STEP = 1 << 20
+"""Where a file goes on is a multiple of so many bytes, as disks and the parts of an upload want it."""
 JOURNAL_S = 1.0
 """A run writes down how far it is no more often than this."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing, nullcontext
 from typing import Any
@@ -19,7 +20,7 @@ from flows.transfer import bulk, pump
 from flows.transfer.accounts import SOURCE, Accounts, Staged
 from flows.transfer.job import Verify
 from flows.transfer.reservations import does_not_fit, needed
-from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
+from flows.transfer.resume import CHECKPOINT, STEP, Journal, last_checkpoint
 from flows.transfer.shipment import Leg, discard_staged, staging_key
 from flows.transfer.throttle import Bucket, SlowReader
 from flows.transfer.verify import prove
@@ -280,14 +281,19 @@ class Staging(Accounts):
         comes before."""
         uploads = [self._uploads[leg.row_id] for leg in legs]
         features = [self._sessions[leg.way].features for leg in legs]
-        step = max(pump.CHUNK, *(f.resume_step for f in features))
+        step = math.lcm(STEP, *(f.resume_step for f in features))
         from_source = not self._far(self._source) or not all(f.staged_digest for f in features)
-        start, expected = min(u.offset for u in uploads), ""
-        start -= start % step
-        if start and not from_source:
-            start, expected = last_checkpoint(self._journals[legs[0].row_id].checkpoints, start, step)
-        if not 0 < start < file.size or any(u.rewind(start) != start for u in uploads):
+
+        def place(offset: int) -> tuple[int, str]:
+            if from_source or not offset:
+                return offset - offset % step, ""
+            return last_checkpoint(self._journals[legs[0].row_id].checkpoints, offset, step)
+
+        start, expected = place(min(u.offset for u in uploads))
+        if start >= file.size:
             start = 0
+        while start and (low := min([u.rewind(start) for u in uploads])) < start:  # some go on only where a part begins
+            start, expected = place(low)
         found = None
         if start and not from_source:
             found = self._replayed(stack, file, legs, start, expected)

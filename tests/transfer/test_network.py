@@ -195,6 +195,20 @@ def test_who_goes_on_fetches_only_what_is_not_there(
         assert (tmp_path / "archive/clip.mp4").read_bytes() == CLIP
 
 
+@pytest.mark.parametrize(("part", "single"), [(5, 5), (5, 16), (8, 20), (8, 16)])
+def test_parts_of_any_size_go_on(
+    request: pytest.FixtureRequest, fault_proxy: Through, tmp_path: Path, part: int, single: int
+) -> None:
+    with far(request, "s3", fault_proxy) as (storage, proxy):
+        storage = storage.model_copy(update={"part_size_mib": part, "multipart_from_mib": single})
+        source = BreakingStorage.at(Path(card(tmp_path).root))
+        source.cable.at = {58 * MIB: broken}
+        until_delivered(source, storage)
+        assert not source.cable.at
+        assert proxy.bytes_up <= (SIZE + part * MIB + 4 * MIB) * WIRE
+        assert fetched(storage) == CLIP
+
+
 @pytest.mark.parametrize("kind", [SftpStorage, ScpStorage, RsyncStorage])
 def test_a_server_that_is_killed_and_started_again(
     request: pytest.FixtureRequest, fault_proxy: Through, tmp_path: Path, kind: type[Storage]

@@ -59,6 +59,19 @@ def test_all_of_it_in_order(size: int, ahead: bool) -> None:
     assert got == data and digest.digest() == hashlib.sha256(data).digest()
 
 
+@given(size=st.integers(0, 5 * 4096), start=st.integers(0, 5 * 4096), ahead=st.booleans())
+@settings(max_examples=60)
+def test_all_of_it_from_any_byte_on(size: int, start: int, ahead: bool) -> None:
+    data, digest = bytes(n % 251 for n in range(size)), hashlib.sha256()
+    source = Source(data, ahead=ahead)
+    assert pump.skip(source, digest, start, lambda: None) == min(start, size) == source.at
+    sizes = [len(view) for view in pump.chunks(source, digest, source.at)]
+    assert digest.digest() == hashlib.sha256(data).digest()
+    assert sum(sizes) == size - min(start, size)
+    assert all(n == 4096 for n in sizes[1:-1])
+    assert len(sizes) < 2 or (start + sizes[0]) % 4096 == 0
+
+
 def test_the_next_chunk_is_read_while_this_one_is_written(chunk: int) -> None:
     source = Source(bytes(3 * chunk))
     with closing(pump.chunks(source, hashlib.sha256())) as pieces:
