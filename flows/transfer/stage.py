@@ -290,7 +290,7 @@ class Staging(Accounts):
             return last_checkpoint(self._journals[legs[0].row_id].checkpoints, offset, step)
 
         start, expected = place(min(u.offset for u in uploads))
-        if start >= file.size:
+        if start > file.size:
             start = 0
         while start and (low := min([u.rewind(start) for u in uploads])) < start:  # some go on only where a part begins
             start, expected = place(low)

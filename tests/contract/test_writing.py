@@ -350,6 +350,24 @@ def test_keep_and_resume(place: Place, session: Session, done: int) -> None:
     assert place.everything() == {"a/file"}
 
 
+def test_what_was_kept_whole_is_proven_and_committed(place: Place, session: Session) -> None:
+    """Nothing is left to write."""
+    data = payload(10 * MIB)
+    upload = begin(session, "a/file", data, key="v1")
+    journal = upload.journal
+    upload.keep()
+    upload = session.upload("a/file", len(data), key="v1", resume=True, journal=journal)
+    if session.features.resume_write:
+        assert upload.offset == upload.rewind(len(data)) == len(data)
+    for chunk in chunks(data[upload.offset :], MIB):
+        upload.write(chunk)
+    assert upload.matches(sha256(data)) is (True if session.features.staged_digest else None)
+    upload.seal()
+    upload.commit()
+    assert place.get("a/file") == data
+    assert place.everything() == {"a/file"}
+
+
 def test_resume_again_and_again(place: Place, session: Session) -> None:
     data = payload(100_000)
     for turn in range(60):

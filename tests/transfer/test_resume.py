@@ -71,6 +71,19 @@ def test_a_cable_that_is_pulled(
         assert source.cable.read <= SIZE + twice
 
 
+@pytest.mark.parametrize("far", [(False, False), (True, False), (True, True)])
+def test_all_of_it_was_there_when_the_cable_was_pulled(bench: Bench, far: tuple[bool, bool]) -> None:
+    """Nothing is left to send, and nothing is sent again."""
+    size = 4 * CHECKPOINT
+    bench.put("clip.mp4", content := random.Random(8).randbytes(size))
+    source, to = BreakingStorage.at(bench.card, far=far[0]), BreakingStorage.at(bench.archive, far=far[1])
+    to.cable.proving = [broken]
+    assert bench.run(source=source, destinations=[to])["delivered"] == 1
+    assert not to.cable.proving
+    assert to.cable.written <= size + 1000  # and the manifest
+    whole(bench, content)
+
+
 @pytest.mark.parametrize("far", [False, True])
 def test_a_run_that_is_stopped_and_the_next(bench: Bench, content: bytes, far: bool) -> None:
     bench.put("clip.mp4", content)
