@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from blocks.storage.webhdfs_wire import Wire, bad_answer
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
+
+log = logging.getLogger("onblock.storage")
 
 PIECE = 1 << 20
 """Bytes given to the network at a time: the timeout is for each, and the next is hashed meanwhile."""
@@ -58,8 +61,9 @@ class WebHdfsReader(Reader):
         self._waiting: HdfsChecksum | None = None  # for what comes before `offset`
         self._connection: http.client.HTTPConnection | None = None
         self._answer: http.client.HTTPResponse | None = None
-        if compare and self._size:
-            self._waiting = HdfsChecksum(status["blockSize"], wire.crc)
+        if compare and self._size:  # asked first: it says by which polynomial
+            self._far = wire.far_checksum(full, path)
+            self._waiting = HdfsChecksum(status["blockSize"], self._far.crc or wire.crc)
         if not offset and self._size:
             self._proof = self._waiting
             self._open(0)
@@ -127,11 +131,13 @@ class WebHdfsReader(Reader):
         proof, self._proof = self._proof, None
         if proof is None:
             return
-        try:
-            far = self._wire.far_checksum(self._full, self.path)
-        except NotFound:
-            return  # moved away meanwhile: `info` tells
-        if proof.matches(far) is False and self.info().size == self._size:
+        same = proof.matches(self._far)
+        if same is None:
+            log.log(
+                logging.DEBUG if isinstance(self._connection, http.client.HTTPSConnection) else logging.WARNING,
+                "%s: HDFS has a checksum of it that its bytes cannot be held against: %s", self.path, self._far.algorithm,
+            )  # fmt: skip
+        elif not same and self.info().size == self._size:
             raise HashMismatch("arrived damaged", path=self.path)
 
     def info(self) -> FileInfo:

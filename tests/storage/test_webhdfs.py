@@ -245,6 +245,23 @@ def test_a_flipped_bit_on_the_wire(hdfs_cluster: Hdfs, fault_proxy: Callable[[in
         assert fetch(session, "f") == data
 
 
+@pytest.mark.parametrize("crc", ["CRC32", "CRC32C"])
+def test_a_flipped_bit_in_the_first_file_whatever_its_crcs(
+    hdfs_cluster: Hdfs, fault_proxy: Callable[[int], FaultProxy], tmp_path: Path, crc: str
+) -> None:
+    """Each file may be of another polynomial: who wrote it has chosen."""
+    (tmp_path / "f").write_bytes(data := payload(3 * MIB))
+    with through(hdfs_cluster, fault_proxy) as (session, proxy):
+        full = session.wire.at("f")
+        hdfs_cluster.hadoop("fs", f"-Ddfs.checksum.type={crc}", "-put", str(tmp_path / "f"), full)
+        proxy.corrupt_at, proxy.only_first = (2 * MIB, "down"), 1
+        with pytest.raises(HashMismatch):
+            fetch(session, "f")
+        assert proxy.strikes == 1
+        assert fetch(session, "f") == data
+        assert session.wire.far_checksum(full, "f").crc == crc
+
+
 def test_datanode_killed_in_mid_file_and_started_again(mortal_hdfs: Hdfs) -> None:
     """HDFS gives up the dead writer after 60 s, or when it is told to, as here; then no more than 32 MiB go twice."""
     data = payload(40 * MIB)
