@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from blocks.errors import Cancelled, Kind, NetworkError, OnblockError
+from blocks.errors import Cancelled, HashMismatch, Kind, NetworkError, OnblockError
 from blocks.storage.base import FileInfo, Upload
 from flows.ledger.states import DONE, State
 from flows.ledger.store import Claim, Outcome, now_ms
@@ -52,6 +52,7 @@ class Accounts:
         self._uploads: dict[int, Upload] = {}  # by row: begun and neither committed nor aborted
         self._journals: dict[int, Journal] = {}  # of large files that can be resumed
         self._resumed: set[int] = set()
+        self._again: set[int] = set()  # rows whose files did not arrive as they were read, and are sent once more
         self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
         self._outcomes: list[Outcome] = []
         self._judged = 0  # `Gate.withdrawn`, as of the last look
@@ -114,6 +115,16 @@ class Accounts:
             journal=left,
         ))  # fmt: skip
         self.run.meter.moved(1, 0)
+
+    def _once_more(self, leg: Leg, error: OnblockError) -> bool:
+        """Whether a file is sent once more, from its beginning: bytes were hurt on the way, for the first time. Nothing is
+        left of it then, and its row stays ours."""
+        if not isinstance(error, HashMismatch) or leg.row_id in self._again or leg.row_id not in self._claims:
+            return False
+        log.warning("%s: sent once more", error)
+        self._again.add(leg.row_id)
+        self._abort(leg.row_id)
+        return True
 
     def _withdraw(self, leg: Leg, file: FileInfo) -> None:
         """Somebody wants the file no more: nothing is left of it."""

@@ -7,6 +7,7 @@ shipment.
 from __future__ import annotations
 
 import contextvars
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 
@@ -17,12 +18,14 @@ from flows.ledger.states import State
 from flows.ledger.store import Outcome
 from flows.transfer import bulk
 from flows.transfer.accounts import SOURCE, Staged
-from flows.transfer.job import Dedup, OnConflict
+from flows.transfer.job import Dedup, OnConflict, Verify
 from flows.transfer.progress import Receipt
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Shipment
 from flows.transfer.stage import Staging
 from flows.transfer.verify import prove_final
+
+log = logging.getLogger("onblock.transfer")
 
 
 class Delivery(Staging):
@@ -66,7 +69,8 @@ class Delivery(Staging):
         return self.receipt
 
     def _commit_way(self, session: Session, staged: list[Staged]) -> None:
-        """Give the staged files of one destination their final names."""
+        """Give the staged files of one destination their final names. What does not arrive whole is sent once more."""
+        everything = staged
         later: list[Staged] = []
         if self.job.dedup is Dedup.CONTENT:
             first: dict[str, Staged] = {}
@@ -85,9 +89,11 @@ class Delivery(Staging):
                 self._duplicate(ready, delivered[ready.sha256])
             elif (path := self._commit_one(session, ready, session.commit_all([ready.upload])[0])) is not None:
                 delivered[ready.sha256] = path
+        if again := [ready for ready in everything if ready.leg.row_id in self._claims]:
+            self._commit_way(session, [new for ready in again for new in self._stage(ready.file, [ready.leg])])
 
     def _commit_one(self, session: Session, ready: Staged, result: str | OnblockError) -> str | None:
-        """Account for one commit; the final name if the file is delivered."""
+        """Account for one commit, unless the file is to be sent once more; the final name if it is delivered."""
         try:
             if isinstance(result, Conflict):
                 if self._same(session, ready.upload.path, ready):
@@ -103,7 +109,8 @@ class Delivery(Staging):
             if verified_by is None:
                 verified_by = self._prove_final(session, ready, result)
         except OnblockError as error:
-            self._fail(ready.leg, error, "commit")
+            if not self._once_more(ready.leg, error):
+                self._fail(ready.leg, error, "commit")
             return None
         self.receipt.delivered += 1
         self.receipt.bytes += ready.file.size
@@ -111,8 +118,16 @@ class Delivery(Staging):
         return result
 
     def _prove_final(self, session: Session, ready: Staged, path: str) -> str:
+        """Look at a file under its final name; how it was proven. What is not whole is removed there. Raises HashMismatch."""
+        verify = self._verify(ready.leg)
         try:
-            return prove_final(session, path, ready.file.size, ready.sha256, self._verify(ready.leg))
+            return prove_final(session, path, ready.file.size, ready.sha256, verify)
+        except HashMismatch as error:  # it, or only what came back of it: nothing is removed for the latter
+            log.warning("%s: looked at once more", error)
+        if verify is Verify.CHECKSUM:
+            verify = Verify.READBACK
+        try:
+            return prove_final(session, path, ready.file.size, ready.sha256, verify)
         except HashMismatch:
             session.delete(path)  # nothing at a final name that is not whole
             raise

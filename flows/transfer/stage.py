@@ -135,11 +135,11 @@ class Staging(Accounts):
         self.run.meter.moved(0, count)
         self._holds[0][1].wrote(count)
 
-    def _begin(self, file: FileInfo, leg: Leg, *, anew: bool = False) -> Upload:
+    def _begin(self, file: FileInfo, leg: Leg) -> Upload:
         """Begin to write a file, or go on with what an earlier attempt kept of a large one."""
         session, claim = self._sessions[leg.way], self._claims[leg.row_id]
         key = staging_key(file.path, file.version, claim.attempt)
-        old = None if anew else Journal.parse(claim.journal)
+        old = None if leg.row_id in self._again else Journal.parse(claim.journal)
         resumable = session.features.resume_write and file.size >= CHECKPOINT
         go_on = old if resumable else None
         if go_on is not None:
@@ -174,8 +174,8 @@ class Staging(Accounts):
             return Verify.CHECKSUM
         return self.job.verify
 
-    def _stage(self, file: FileInfo, legs: list[Leg], *, again: bool = False) -> list[Staged]:
-        """Read one file once and stage it at its destinations."""
+    def _stage(self, file: FileInfo, legs: list[Leg]) -> list[Staged]:
+        """Read one file once and stage it at its destinations; once more where it does not arrive as it was read."""
         legs = list(legs)
         self._heed(file, legs)
         if not legs:
@@ -185,7 +185,7 @@ class Staging(Accounts):
             with nullcontext() if not again and self._may_go_on(file, legs) else self._open(file, open_legs) as reader:
                 for leg in legs:
                     try:
-                        self._begin(file, leg, anew=again)
+                        self._begin(file, leg)
                         if leg.row_id in self._claims:
                             open_legs.append(leg)
                     except OnblockError as error:
@@ -196,26 +196,26 @@ class Staging(Accounts):
         except OnblockError as error:
             if error.kind is Kind.CANCELLED:
                 raise
+            again = [leg for leg in legs if self._once_more(leg, error)]
             for leg in legs:
-                self._fail(leg, error, "read")
-            return []
+                if leg not in again:
+                    self._fail(leg, error, "read")
+            return self._stage(file, again)
 
         staged: list[Staged] = []
-        mismatched: list[Leg] = []
+        again = [
+            leg for leg in legs if leg.row_id in self._claims and leg not in open_legs
+        ]  # hurt while it was written
         for leg in open_legs:
             upload = self._uploads[leg.row_id]
             try:
                 staged += self._prove(file, leg, upload, sha256)
             except HashMismatch as error:
-                if again:
-                    self._fail(leg, error, "verify")
+                if self._once_more(leg, error):
+                    again.append(leg)
                 else:
-                    log.warning("%s: sent once more", error)
-                    self._abort(leg.row_id)
-                    mismatched.append(leg)
-        if mismatched:
-            staged += self._stage(file, mismatched, again=True)
-        return staged
+                    self._fail(leg, error, "verify")
+        return staged + self._stage(file, again)
 
     def _open(self, file: FileInfo, legs: list[Leg], offset: int = 0) -> Reader:
         """The file at the source, as fast as the limits allow."""
@@ -375,7 +375,8 @@ class Staging(Accounts):
             self._holds[leg.way][1].wrote(len(chunk))
         except OnblockError as error:
             legs.remove(leg)
-            self._fail(leg, error, "write")
+            if not self._once_more(leg, error):
+                self._fail(leg, error, "write")
 
     def _judge_again(self) -> bool:
         """Give up the files that may not pass any more, where overrides have ended since they were planned; whether it

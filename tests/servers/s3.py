@@ -4,12 +4,16 @@ disk is soon full, of rclone. All are binaries that PyPI packages."""
 from __future__ import annotations
 
 import functools
+import http.client
+import http.server
 import json
 import secrets
 import socket
+import threading
 import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tests.servers.base import LOOPBACK, Server, free_port, program
 
@@ -134,6 +138,79 @@ class SmallDisk(_S3):
         )  # fmt: skip
         self.wait(lambda: socket.create_connection((LOOPBACK, port), 1).close() is None)
         return self._told(port, access, secret)
+
+
+Meddled = Callable[[bytes], bytes] | tuple[int, bytes] | Literal["break"] | None
+
+
+class S3Front(Server):
+    """Stands before an S3 server and meddles by requests, where a FaultProxy goes by bytes. `meddle(method, path with query,
+    headers)` says what becomes of each: None, it passes; a function, what it brings passes through it, or of a GET what
+    comes back; (status, body), that is the answer; "break", the connection ends without one."""
+
+    meddle: Callable[[str, str, Mapping[str, str]], Meddled] = staticmethod(lambda method, path, headers: None)
+
+    def __init__(self, server: _S3):
+        super().__init__(server.folder)
+        self.behind, front = server, self
+        self.received = 0
+        """Bytes of the bodies of all requests."""
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", "0")))
+                front.received += len(body)
+                what = front.meddle(self.command, self.path, self.headers)
+                if what == "break":
+                    self.close_connection = True
+                    return
+                if isinstance(what, tuple):
+                    self.reply(what[0], {"content-length": "0"}, what[1])
+                    return
+                connection = http.client.HTTPConnection(server.info["host"], server.info["port"], timeout=60)
+                connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    connection.putheader(name, value)
+                connection.endheaders(what(body) if callable(what) and body else body or None)
+                answer = connection.getresponse()
+                data = answer.read()
+                if callable(what) and not body:
+                    data = what(data)
+                self.reply(answer.status, dict(answer.getheaders()), data)
+                connection.close()
+
+            def reply(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("transfer-encoding", "connection") and (
+                        name.lower() != "content-length" or self.command == "HEAD"
+                    ):
+                        self.send_header(name, value)
+                if self.command != "HEAD":
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                return
+
+        self.web = http.server.ThreadingHTTPServer((LOOPBACK, 0), Handler)
+
+    def launch(self) -> dict[str, Any]:
+        threading.Thread(target=self.web.serve_forever, daemon=True).start()
+        return self.behind.info | {
+            "port": self.web.server_port,
+            "endpoint": f"http://{LOOPBACK}:{self.web.server_port}",
+        }
+
+    def stop(self) -> None:
+        self.web.shutdown()
+        self.web.server_close()
 
 
 def _tool(name: str) -> str:
