@@ -340,6 +340,7 @@ class S3Upload(Upload):
         self._multi = multi
         self.offset = multi.offset if multi else 0
         self._final = bucket.key(path)
+        self._in_vain = False  # it can never have a name: whoever goes on begins anew
 
     @property
     def journal(self) -> str:  # type: ignore[override]
@@ -409,6 +410,7 @@ class S3Upload(Upload):
                 bucket.look_before(key, name, replace=replace)
                 other = multi.under(key)
                 if other is None:
+                    self._in_vain = True
                     raise UnknownError(
                         "its name was taken while it was on its way, and S3 cannot give it another", path=name,
                         remedy="sent again by itself under the other name",
@@ -466,7 +468,9 @@ class S3Upload(Upload):
             raise HashMismatch("arrived with another checksum than it was sent with", path=name)
 
     def keep(self) -> None:
-        if self._multi is None:
+        if self._in_vain:
+            self.abort()
+        elif self._multi is None:
             self._release()
         else:
             self._multi.pause()

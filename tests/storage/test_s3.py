@@ -21,7 +21,7 @@ from blocks.storage.s3 import PRESETS, S3Storage
 from blocks.storage.s3_bucket import rclone_time
 from blocks.storage.s3_proof import KINDS, NeedsPartSize, Proof, b64, combined, crc64nvme, evidence, new
 from blocks.storage.s3_session import S3Session
-from blocks.storage.s3_upload import HELD, held, part_size_for
+from blocks.storage.s3_upload import HELD, _Allowance, held, part_size_for
 from blocks.storage.s3_wire import Answer
 from tests.contract.data import HOSTILE, MIB, begin, fetch, payload, send
 from tests.servers.base import program
@@ -320,6 +320,28 @@ def test_a_name_taken_meanwhile_by_a_file_too_large_to_hold(session: S3Session) 
     upload.abort()
     assert [f.path for f in session.scan()] == ["f"]
     assert fetch(session, "f") == b"quicker"
+    assert unfinished(session) == []
+
+
+def test_what_was_sent_in_vain_is_not_gone_on_with(session: S3Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next attempt begins anew under a name of its own, and gets the other name at once."""
+    monkeypatch.setattr("blocks.storage.s3_upload.held", _Allowance(0))
+    data = payload(11 * MIB)
+    upload = begin(session, "f", data, key="k")
+    send(session, "f", b"quicker")
+    with pytest.raises(OnblockError, match="sent again"):
+        upload.commit("f~2")
+    journal = upload.journal
+    upload.keep()
+    assert unfinished(session) == []
+    upload = session.upload("f", len(data), key="k", resume=True, journal=journal)
+    assert upload.offset == 0
+    upload.write(memoryview(data))
+    with pytest.raises(Conflict):
+        upload.commit()
+    assert upload.commit("f~2") == "f~2"
+    assert fetch(session, "f~2", step=MIB) == data
+    assert sorted(f.path for f in session.scan()) == ["f", "f~2"]
     assert unfinished(session) == []
 
 
