@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from concurrent.futures import Future
+from contextlib import nullcontext
 from threading import Lock
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -48,6 +49,12 @@ class _Allowance:
 
 
 held = _Allowance(HELD)
+_turns = [Lock() for _ in range(256)]
+"""Where the server does not see to it, two uploads of this process that want one name come one after the other."""
+
+
+def _turn(bucket: Bucket, key: str) -> Lock:
+    return _turns[hash((bucket.server.netloc, bucket.rules.bucket, key)) % len(_turns)]
 
 
 class Part(NamedTuple):
@@ -386,12 +393,14 @@ class S3Upload(Upload):
 
     def commit(self, path: str | None = None, *, replace: bool = False) -> str:
         name = self.path if path is None else path
-        key = self.bucket.key(name)
+        key, bucket = self.bucket.key(name), self.bucket
+        with nullcontext() if bucket.rules.conditional else _turn(bucket, key):
+            if self._multi is None:
+                self._put(name, key, self._small, replace)
+            else:
+                self._commit_parts(self._multi, name, key, replace)
         if self._multi is None:
-            self._put(name, key, self._small, replace)
             self._release()
-        else:
-            self._commit_parts(self._multi, name, key, replace)
         self.path, self._final = name, key
         return name
 

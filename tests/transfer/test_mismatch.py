@@ -4,12 +4,14 @@ when it was hurt twice. And what was not proven before the connection broke is p
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from blocks.storage import LocalStorage, S3Storage
+from blocks.storage.s3_upload import _Allowance
 from flows.ledger import Ledger
 from flows.transfer import senders
 from tests.contract.data import MIB, fetch, payload, send
@@ -174,3 +176,32 @@ def test_damaged_under_its_final_name_twice(bench: Bench, front: S3Front) -> Non
     assert (summary["delivered"], summary["failed"]) == (0, 1)
     assert rows() == [("QUARANTINED", None)]
     assert objects(archive) == {}
+
+
+# -- a name that is taken meanwhile -----------------------------------------------------------------------------------
+
+
+def test_two_large_files_that_want_one_name(bench: Bench, front: S3Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too large to be held in memory: the later one is sent again, once, and has the other name."""
+    monkeypatch.setattr("blocks.storage.s3_upload.held", _Allowance(0))
+    size, archive = 34 * MIB, storage(front)
+    contents = [payload(size, seed) for seed in (1, 2)]
+    for folder, content in zip("ab", contents, strict=True):
+        bench.put(f"{folder}/clip.mp4", content)
+    both = threading.Barrier(2)
+
+    def meddle(method: str, path: str, headers: Mapping[str, str]) -> Meddled:
+        if (
+            method == "POST" and path.endswith("?uploads=") and not both.broken
+        ):  # neither has the name before both begin
+            both.wait(60)
+            both.abort()
+        return None
+
+    front.meddle = meddle
+    summary = bench.run(destinations=[archive], path="{name}", shipping={"at_once": 2})
+    assert (summary["delivered"], summary["failed"], summary["deferred"]) == (2, 0, 0)
+    there = objects(archive)
+    assert sorted(there) == ["clip.mp4", "clip~2.mp4"]
+    assert sorted(there.values()) == sorted(contents)
+    assert front.received < 3.1 * size
