@@ -38,11 +38,12 @@ def front(request: pytest.FixtureRequest) -> Iterator[S3Front]:
 
 
 def storage(front: S3Front, **options: object) -> S3Storage:
-    return S3Storage(
-        preset="other", endpoint=front.info["endpoint"], bucket=front.behind.bucket, prefix=secrets.token_hex(6),
-        access_key=front.info["access_key"], secret_key=front.info["secret_key"],
-        conditional_writes=True if isinstance(front.behind, SeaweedFS) else None, **options,
-    )  # type: ignore[arg-type]  # fmt: skip
+    values = {
+        "preset": "other", "endpoint": front.info["endpoint"], "bucket": front.behind.bucket,
+        "prefix": secrets.token_hex(6), "access_key": front.info["access_key"], "secret_key": front.info["secret_key"],
+        "conditional_writes": True if isinstance(front.behind, SeaweedFS) else None, **options,
+    }  # fmt: skip
+    return S3Storage(**values)  # type: ignore[arg-type]
 
 
 def hurt(data: bytes) -> bytes:
