@@ -36,6 +36,7 @@ COPY_MAX = 5 << 30
 COPY_PART = 512 * MIB
 THREADS = 8
 """Requests of one session at once."""
+EMPTY_MD5 = b64(hashlib.md5(usedforsecurity=False).digest())
 REMEMBERED = 4096
 """Objects whose SHA-256 a session knows because it sent them."""
 
@@ -239,11 +240,12 @@ class Bucket:
             if ability.conditional_put is not None or self.rules.conditional is not None or self.rules.lock_mode:
                 return
             key, ability.conditional_put = self.marker("condition", secrets.token_hex(8)), False
+            headers = {**self.rules.encryption, **self.if_absent(), "content-md5": EMPTY_MD5}
             try:
                 with self.wire() as wire:
-                    wire.ask("PUT", key, {}, {**self.rules.encryption, **self.if_absent()})
+                    wire.ask("PUT", key, {}, headers)
                     try:
-                        wire.ask("PUT", key, {}, {**self.rules.encryption, **self.if_absent()})
+                        wire.ask("PUT", key, {}, headers)
                     except Refused as error:
                         ability.conditional_put = error.status in (409, 412)
                     wire.ask("DELETE", key)
@@ -318,7 +320,9 @@ class Bucket:
 
     def put_marker(self, marker: str, journal: str) -> None:
         """Tell of an unfinished upload. Raises Refused, OSError, http.client.HTTPException."""
-        self.with_checksums("PUT", marker, {}, self.rules.encryption, {}, journal.encode())
+        body = journal.encode()
+        stored = {"x-amz-checksum-sha256": b64(hashlib.sha256(body).digest())}
+        self.with_checksums("PUT", marker, {}, self.rules.encryption, stored, body)
 
     def read_marker(self, marker: str, path: str) -> str:
         try:

@@ -145,12 +145,12 @@ Meddled = Callable[[bytes], bytes] | tuple[int, bytes] | Literal["break"] | None
 
 class S3Front(Server):
     """Stands before an S3 server and meddles by requests, where a FaultProxy goes by bytes. `meddle(method, path with query,
-    headers)` says what becomes of each: None, it passes; a function, what it brings passes through it, or of a GET what
+    headers)` (names in lower case) says what becomes of each: None, it passes; a function, what it brings passes through it, or of a GET what
     comes back; (status, body), that is the answer; "break", the connection ends without one."""
 
-    meddle: Callable[[str, str, Mapping[str, str]], Meddled] = staticmethod(lambda method, path, headers: None)
+    meddle: Callable[[str, str, dict[str, str]], Meddled] = staticmethod(lambda method, path, headers: None)
 
-    def __init__(self, server: _S3):
+    def __init__(self, server: SeaweedFS | OldMinIO):
         super().__init__(server.folder)
         self.behind, front = server, self
         self.received = 0
@@ -162,7 +162,7 @@ class S3Front(Server):
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", "0")))
                 front.received += len(body)
-                what = front.meddle(self.command, self.path, self.headers)
+                what = front.meddle(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
                 if what == "break":
                     self.close_connection = True
                     return

@@ -8,7 +8,7 @@ import secrets
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from blocks.storage.s3_upload import HELD, _Allowance, held, part_size_for
 from blocks.storage.s3_wire import Answer
 from tests.contract.data import HOSTILE, MIB, begin, fetch, payload, send
 from tests.servers.base import program
-from tests.servers.s3 import OldMinIO, SeaweedFS
+from tests.servers.s3 import Meddled, OldMinIO, S3Front, SeaweedFS
 
 S3 = SeaweedFS | OldMinIO
 
@@ -51,6 +51,12 @@ def session(server: S3) -> Iterator[S3Session]:
     with storage(server).open() as one:
         yield one
     assert held._left == left, "memory is held for uploads that have ended"
+
+
+@pytest.fixture
+def front(server: S3) -> Iterator[S3Front]:
+    with S3Front(server) as one:
+        yield one
 
 
 def sha256(data: bytes) -> str:
@@ -343,6 +349,33 @@ def test_what_was_sent_in_vain_is_not_gone_on_with(session: S3Session, monkeypat
     assert fetch(session, "f~2", step=MIB) == data
     assert sorted(f.path for f in session.scan()) == ["f", "f~2"]
     assert unfinished(session) == []
+
+
+def test_every_object_comes_with_a_checksum(front: S3Front) -> None:
+    """As Amazon asks of buckets that lock what is put there: it refuses a PutObject without."""
+    without: list[str] = []
+
+    def strict(method: str, path: str, headers: Mapping[str, str]) -> Meddled:
+        stated = "content-md5" in headers or any(name.startswith("x-amz-checksum-") for name in headers)
+        if method != "PUT" or "partNumber" in path or stated or "x-amz-copy-source" in headers:
+            return None
+        without.append(path)
+        return (
+            400,
+            b"<Error><Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- is required</Message></Error>",
+        )
+
+    front.meddle = strict
+    data = payload(11 * MIB)
+    with storage(front.behind, endpoint=front.info["endpoint"], conditional_writes=None).open() as session:
+        begin(session, "large", data, key="1").keep()
+        session.rekey("large", "1", "2")
+        upload = session.upload("large", len(data), key="2", resume=True)
+        upload.write(memoryview(data)[upload.offset :])
+        upload.commit()
+        send(session, "small", data[:100])
+        assert fetch(session, "large", step=MIB) == data
+    assert without == []
 
 
 # -- reading what others wrote ------------------------------------------------------------------------------------------
