@@ -288,11 +288,14 @@ class Wire:
             fresh = self._connection is None
             try:
                 return self._once(method, key, query or {}, headers or {}, body, sha256, stream, ok)
-            except Refused as error:
+            except Refused as refused:
+                error = refused
+                if method == "HEAD" and error.status in (400, 403) and not error.code:
+                    error = self._with_reason(error, key, query or {}, headers or {})
                 error.doubtful = doubtful
                 busy = error.code in AGAIN or (error.status in (429, 500, 502, 503, 504) and error.code not in CODES)
                 if not busy or turn == tries or kind_of(error.status, error.code, error.message) is DiskFull:
-                    raise
+                    raise error from None
                 doubtful = doubtful or error.status >= 500
             except (OSError, http.client.HTTPException) as error:
                 self.close()
@@ -304,6 +307,17 @@ class Wire:
                     continue  # the server ended a connection that lay idle: at once over a new one
             time.sleep(DELAY_S * 2 ** (turn - 1) * (1 + random.random()))
         raise AssertionError("the last try returns or raises")
+
+    def _with_reason(self, refused: Refused, key: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Refused:
+        """The answer to a HEAD has no body to say why: the same, asked as a GET of one byte, as far as it is refused too."""
+        try:
+            self._once("GET", key, query, {**headers, "range": "bytes=0-0"}, b"", None, True, (200, 206))
+        except Refused as told:
+            return told if told.code and told.status == refused.status else refused
+        except (OSError, http.client.HTTPException):
+            pass
+        self.close()
+        return refused
 
     def _once(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: Body,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import email.utils
 import hashlib
 import http.client
@@ -29,10 +30,12 @@ from blocks.errors import (
     UnknownError,
 )
 from blocks.storage.s3 import S3Storage
-from blocks.storage.s3_wire import CODES, STATUS, Answer, Refused, as_failure
+from blocks.storage.s3_bucket import Bucket
+from blocks.storage.s3_session import S3Session
+from blocks.storage.s3_wire import CODES, STATUS, Answer, Keys, Refused, as_failure
 from tests.contract.data import MIB, begin, fetch, payload, send
 from tests.servers.faultproxy import FaultProxy
-from tests.servers.s3 import OldMinIO, SeaweedFS, SmallDisk
+from tests.servers.s3 import OldMinIO, S3Front, SeaweedFS, SmallDisk
 from tests.storage.test_s3 import S3, storage, unfinished
 
 Proxies = Callable[[int], FaultProxy]
@@ -103,6 +106,38 @@ def test_wrong_keys(server: S3) -> None:
         assert "127.0.0.1" in str(caught.value)
         assert "wrong" not in str(caught.value).replace("wrong with", "")
         assert server.info["secret_key"] not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [Keys("unknown", "wrong"), Keys("", "wrong")])
+def test_keys_that_end_are_told_of_by_a_look_as_well(server: S3, wrong: Keys) -> None:
+    """The answer to a HEAD has no body, and so no code: it is asked for."""
+    if not wrong.access_key:
+        wrong = wrong._replace(access_key=server.info["access_key"])
+    now = [Keys(server.info["access_key"], server.info["secret_key"])]
+    block = storage(server)
+    bucket = Bucket(dataclasses.replace(block.server(), keys=lambda: now[0]), block.rules())
+    with S3Session(bucket) as session:
+        send(session, "f", b"there")
+        assert session.stat("f").size == 5
+        now[0] = wrong
+        with pytest.raises(AuthError, match=r"InvalidAccessKeyId|SignatureDoesNotMatch"):
+            session.stat("f")
+
+
+def test_a_token_that_ends_is_told_of_by_a_look_as_well(server: S3) -> None:
+    """Amazon answers 400, which says nothing by itself."""
+    ended = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    with S3Front(server) as front, storage(server, endpoint=front.info["endpoint"]).open() as session:
+        send(session, "f", b"there")
+        front.meddle = lambda method, path, headers: (400, ended)
+        for look in (lambda: session.stat("f"), lambda: session.upload("f", 9 * MIB), lambda: session.delete("f")):
+            with pytest.raises(AuthError, match="put a new one into the credentials block"):
+                look()
+        front.meddle = lambda method, path, headers: (400, b"") if method == "HEAD" else None
+        with pytest.raises(UnknownError, match="400"):  # nothing more is to be learnt
+            session.stat("f")
+        front.meddle = lambda method, path, headers: None
+        assert session.stat("f").size == 5
 
 
 def test_an_unknown_bucket(server: S3) -> None:
