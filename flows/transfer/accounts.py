@@ -71,16 +71,16 @@ class Accounts:
             self.elsewhere += 1
             self._abort(leg.row_id)
 
-    def _done(self, ready: Staged, state: State, path: str, verified_by: str) -> None:
-        claim = self._claims.pop(ready.leg.row_id)
+    def _done(self, leg: Leg, file: FileInfo, sha256: str, state: State, path: str, verified_by: str) -> None:
+        claim = self._claims.pop(leg.row_id)
         self._outcomes.append(Outcome(
-            claim.id, claim.attempt, state, dest_path=path, sha256=ready.sha256, verified_by=verified_by,
-            bytes_done=ready.file.size, tries=claim.tries,
+            claim.id, claim.attempt, state, dest_path=path, sha256=sha256, verified_by=verified_by,
+            bytes_done=file.size, tries=claim.tries,
         ))  # fmt: skip
         if state is State.VERIFIED:
             self.receipt.verified(verified_by)
-        counted = ready.file.size >= pump.SMALL or ready.leg.row_id in self._counted
-        self.run.meter.moved(1, 0 if counted else ready.file.size)
+        counted = file.size >= pump.SMALL or leg.row_id in self._counted
+        self.run.meter.moved(1, 0 if counted else file.size)
 
     def _fail(self, leg: Leg, error: OnblockError, stage: str) -> None:
         """Account for a row that is ours and failed: the kind decides what follows. Other rows are left alone."""
@@ -123,6 +123,7 @@ class Accounts:
             return False
         log.warning("%s: sent once more", error)
         self._again.add(leg.row_id)
+        self._journals.pop(leg.row_id, None)
         self._abort(leg.row_id)
         return True
 

@@ -12,16 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 
 from blocks import names
-from blocks.errors import Conflict, HashMismatch, Kind, OnblockError, as_onblock
-from blocks.storage.base import Session
+from blocks.errors import Conflict, HashMismatch, Kind, NotFound, OnblockError, SourceChanged, as_onblock
+from blocks.storage.base import FileInfo, Session
 from flows.ledger.states import State
 from flows.ledger.store import Outcome
 from flows.transfer import bulk
 from flows.transfer.accounts import SOURCE, Staged
 from flows.transfer.job import Dedup, OnConflict, Verify
 from flows.transfer.progress import Receipt
+from flows.transfer.resume import CHECKPOINT, Committed, Journal
 from flows.transfer.run import TransferRun
-from flows.transfer.shipment import Shipment
+from flows.transfer.shipment import Leg, Shipment
 from flows.transfer.stage import Staging
 from flows.transfer.verify import prove_final
 
@@ -47,6 +48,7 @@ class Delivery(Staging):
                 self._sessions = [stack.enter_context(run.pool.session(way.storage)) for way in self.ways]
                 files = [i.file for i in shipment.items if any(leg.row_id in self._claims for leg in i.legs)]
                 self._source = stack.enter_context(bulk.fetched(run, source, files))
+                self._prove_committed()
                 staged = self._stage_all()
                 if self._judge_again():
                     staged = [s for s in staged if s.leg.row_id in self._claims]
@@ -107,30 +109,83 @@ class Delivery(Staging):
             self._uploads.pop(ready.leg.row_id)
             verified_by = ready.verified_by
             if verified_by is None:
-                verified_by = self._prove_final(session, ready, result)
+                at = self._note_committed(session, ready, result)
+                try:
+                    verified_by = self._prove_final(session, ready.leg, ready.file, at)
+                except HashMismatch:
+                    session.delete(result)  # nothing at a final name that is not whole
+                    raise
         except OnblockError as error:
             if not self._once_more(ready.leg, error):
                 self._fail(ready.leg, error, "commit")
             return None
-        self.receipt.delivered += 1
-        self.receipt.bytes += ready.file.size
-        self._done(ready, State.VERIFIED, result, verified_by)
+        self._delivered(ready.leg, ready.file, ready.sha256, result, verified_by)
         return result
 
-    def _prove_final(self, session: Session, ready: Staged, path: str) -> str:
-        """Look at a file under its final name; how it was proven. What is not whole is removed there. Raises HashMismatch."""
-        verify = self._verify(ready.leg)
+    def _delivered(self, leg: Leg, file: FileInfo, sha256: str, path: str, verified_by: str) -> None:
+        self.receipt.delivered += 1
+        self.receipt.bytes += file.size
+        self._done(leg, file, sha256, State.VERIFIED, path, verified_by)
+
+    def _prove_final(self, session: Session, leg: Leg, file: FileInfo, at: Committed) -> str:
+        """Look at a file under its final name; how it was proven. Raises HashMismatch, after a second look."""
+        verify = self._verify(leg)
         try:
-            return prove_final(session, path, ready.file.size, ready.sha256, verify)
-        except HashMismatch as error:  # it, or only what came back of it: nothing is removed for the latter
+            return prove_final(session, at.path, file.size, at.sha256, verify)
+        except HashMismatch as error:  # it is damaged, or only what came back of it
             log.warning("%s: looked at once more", error)
-        if verify is Verify.CHECKSUM:
-            verify = Verify.READBACK
+        again = Verify.READBACK if verify is Verify.CHECKSUM else verify
+        return prove_final(session, at.path, file.size, at.sha256, again)
+
+    def _note_committed(self, session: Session, ready: Staged, path: str) -> Committed:
+        """A file has its final name. Should the proof not come to its end, the next attempt begins with it. Not for what
+        steps made, which may be made anew until then."""
+        claim, at = self._claims[ready.leg.row_id], Committed(path, ready.sha256)
+        if self.shipment.source is not None:
+            return at
+        self._journals[claim.id] = Journal(claim.attempt, committed=at)
+        takes_time = ready.file.size >= CHECKPOINT and self._verify(ready.leg) in (Verify.CHECKSUM, Verify.READBACK)
+        if takes_time:  # then a run may well be killed meanwhile
+            at = at._replace(version=session.stat(path).version)
+            self._journals[claim.id].committed = at
+            self.run.ledger.note(claim, ready.file.size, self._journals[claim.id].text())
+        return at
+
+    def _prove_committed(self) -> None:
+        """Account for the files that have their final names since an earlier attempt, which could not prove them. What is not
+        there as it was read is sent like any other, and removed before if it is certainly ours."""
+        for file, legs in self.shipment.items:
+            for leg in legs:
+                claim, wanted = self._claims.get(leg.row_id), [leg]
+                if claim is None or (journal := Journal.parse(claim.journal)) is None or journal.committed is None:
+                    continue
+                self._heed(file, wanted)
+                if not wanted or leg.way in self._away:
+                    continue
+                session, at = self._sessions[leg.way], journal.committed
+                self._resumed.add(leg.row_id)  # for all that is known by now
+                try:
+                    verified_by = self._prove_final(session, leg, file, at)
+                    self._delivered(leg, file, at.sha256, at.path, verified_by)
+                except (HashMismatch, NotFound) as error:
+                    log.warning("%s: sent again", error)
+                    self._remove_ours(session, leg, at)
+                except OnblockError as error:
+                    self._fail(leg, error, "commit")
+
+    def _remove_ours(self, session: Session, leg: Leg, at: Committed) -> None:
+        """Remove what is damaged under a final name, where nobody else can have put it there. Then nothing is left of the
+        earlier attempt."""
         try:
-            return prove_final(session, path, ready.file.size, ready.sha256, verify)
-        except HashMismatch:
-            session.delete(path)  # nothing at a final name that is not whole
-            raise
+            seen = session.stat(at.path)
+            if seen.version == at.version:
+                session.delete_seen(seen)
+        except (NotFound, SourceChanged) as error:
+            log.debug("nothing to remove: %s", error)
+        except OnblockError as error:
+            self._fail(leg, error, "commit")
+            return
+        self._claims[leg.row_id] = self._claims[leg.row_id]._replace(journal=None)
 
     def _resolve(self, session: Session, ready: Staged, conflict: Conflict) -> str | None:
         """Another file has the final name: the name ours gets, or None if it was accounted for. Raises Conflict."""
@@ -170,7 +225,7 @@ class Delivery(Staging):
         """The file is there already: left by a run that died after the rename, or by somebody else's copy."""
         self._abort(ready.leg.row_id)
         self.receipt.adopted += 1
-        self._done(ready, State.VERIFIED, path, "found")
+        self._done(ready.leg, ready.file, ready.sha256, State.VERIFIED, path, "found")
         return path
 
     def _known_content(self, ready: Staged) -> str | None:
@@ -181,7 +236,7 @@ class Delivery(Staging):
     def _duplicate(self, ready: Staged, path: str) -> None:
         self._abort(ready.leg.row_id)
         self.receipt.duplicates += 1
-        self._done(ready, State.DUPLICATE, path, "content")
+        self._done(ready.leg, ready.file, ready.sha256, State.DUPLICATE, path, "content")
 
 
 def deliver_side_by_side(run: TransferRun, shipment: Shipment) -> tuple[Receipt, set[Kind], int]:

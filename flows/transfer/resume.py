@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 CHECKPOINT = 16 << 20
 """Bytes between checkpoints, and the size from which a file is worth resuming."""
@@ -21,18 +21,29 @@ JOURNAL_S = 1.0
 """A run writes down how far it is no more often than this."""
 
 
+class Committed(NamedTuple):
+    """A file that has its final name, and has not been proven there: the name, the SHA-256 of what was read, and which
+    version it was when it was seen there, if it was."""
+
+    path: str
+    sha256: str
+    version: tuple[int, int, str] | None = None
+
+
 @dataclass
 class Journal:
     """What the next attempt needs: under which attempt's key the bytes lie, what the storage said (`token`), and
-    checkpoints (offset in bytes, SHA-256 of all before it), ascending."""
+    checkpoints (offset in bytes, SHA-256 of all before it), ascending. Or, once it is `committed`, what is to be proven."""
 
     attempt: int
     token: str = ""
     checkpoints: list[tuple[int, str]] = field(default_factory=list)
+    committed: Committed | None = None
 
     def text(self) -> str:
         """As it stands in the ledger."""
-        return json.dumps({"attempt": self.attempt, "token": self.token, "checkpoints": self.checkpoints})
+        said = {"attempt": self.attempt, "token": self.token, "checkpoints": self.checkpoints}
+        return json.dumps(said if self.committed is None else {**said, "committed": self.committed})
 
     @classmethod
     def parse(cls, text: str | None) -> Self | None:
@@ -41,8 +52,14 @@ class Journal:
             return None
         try:
             found = json.loads(text)
-            return cls(int(found["attempt"]), str(found["token"]), [(int(o), str(h)) for o, h in found["checkpoints"]])
-        except (ValueError, TypeError, KeyError):
+            committed = None
+            if "committed" in found:
+                path, sha256, seen = found["committed"]
+                version = None if seen is None else (int(seen[0]), int(seen[1]), str(seen[2]))
+                committed = Committed(str(path), str(sha256), version)
+            checkpoints = [(int(o), str(h)) for o, h in found["checkpoints"]]
+            return cls(int(found["attempt"]), str(found["token"]), checkpoints, committed)
+        except (ValueError, TypeError, KeyError, IndexError):
             return None
 
 

@@ -179,6 +179,68 @@ def test_damaged_under_its_final_name_twice(bench: Bench, front: S3Front) -> Non
     assert objects(archive) == {}
 
 
+# -- the connection breaks after the file has its final name ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["readback", "checksum"])
+@pytest.mark.parametrize("size", SIZES)
+def test_broken_while_it_is_proven(bench: Bench, front: S3Front, size: int, verify: str) -> None:
+    """The next attempt goes on with the proof."""
+    data, archive = payload(size), storage(front)
+    bench.put("clip.mp4", data)
+    front.meddle = times(6, "GET", "clip.mp4", "break")  # one attempt of the file, and half of the next
+    summary = bench.run(destinations=[archive], verify=verify)
+    assert (summary["delivered"], summary["adopted"], summary["failed"]) == (1, 0, 0)
+    front.meddle = times(0, "GET", "clip.mp4")  # where the server keeps a checksum, nothing was read back
+    assert objects(archive) == {"clip.mp4": data}
+    assert rows() == [("VERIFIED", verify)]
+    assert front.received < 1.1 * size + 50_000
+
+
+class Away:
+    """The server answers no read of the clip while `gone`, and with damaged bytes while `damaged`."""
+
+    def __init__(self) -> None:
+        self.gone, self.damaged = True, False
+
+    def __call__(self, method: str, path: str, headers: Mapping[str, str]) -> Meddled:
+        if not path.endswith("clip.mp4"):
+            return None
+        if method == "DELETE":
+            self.damaged = False
+        if method != "GET":
+            return None
+        return "break" if self.gone else hurt if self.damaged else None
+
+
+def test_damaged_and_broken_while_it_is_proven(bench: Bench, front: S3Front) -> None:
+    """What is damaged is known for ours, and does not stay."""
+    data, archive, away = payload(20 * MIB), storage(front), Away()
+    bench.put("clip.mp4", data)
+    front.meddle = away
+    assert bench.run(destinations=[archive], verify="readback")["deferred"] == 1
+    away.gone, away.damaged = False, True
+    assert bench.run(destinations=[archive], verify="readback")["delivered"] == 1
+    assert objects(archive) == {"clip.mp4": data}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("then", [b"somebody else's", None])
+def test_replaced_or_removed_before_it_is_proven(bench: Bench, front: S3Front, size: int, then: bytes | None) -> None:
+    data, archive, away = payload(size), storage(front), Away()
+    bench.put("clip.mp4", data)
+    front.meddle = away
+    assert bench.run(destinations=[archive], verify="readback")["deferred"] == 1
+    client, where = front.behind.client(), {"Bucket": archive.bucket, "Key": f"{archive.prefix}/clip.mp4"}
+    if then is None:
+        client.delete_object(**where)
+    else:
+        client.put_object(**where, Body=then)
+    away.gone = False
+    assert bench.run(destinations=[archive], verify="readback")["delivered"] == 1
+    assert objects(archive) == ({"clip.mp4": data} if then is None else {"clip.mp4": then, "clip~2.mp4": data})
+
+
 # -- a name that is taken meanwhile -----------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from blocks.errors import Cancelled
 from flows.ledger import Ledger
 from flows.transfer import senders
 from flows.transfer.progress import Receipt
-from flows.transfer.resume import CHECKPOINT, Journal, last_checkpoint
+from flows.transfer.resume import CHECKPOINT, Committed, Journal, last_checkpoint
 from flows.transfer.run import TransferRun
 from flows.transfer.shipment import Shipment
 from tests.faults.breaking import BreakingStorage, broken
@@ -216,14 +216,35 @@ def test_nobody_notes_for_a_row_that_another_run_took(
 # -- values ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 9), st.text(), st.lists(st.tuples(st.integers(0, 2**60), st.text("0123456789abcdef"))))
-def test_a_journal_is_read_as_it_was_written(attempt: int, token: str, checkpoints: list[tuple[int, str]]) -> None:
-    journal = Journal(attempt, token, checkpoints)
+VERSION = st.tuples(st.integers(0, 2**60), st.integers(0, 2**62), st.text())
+
+
+@given(
+    st.integers(0, 9), st.text(), st.lists(st.tuples(st.integers(0, 2**60), st.text("0123456789abcdef"))),
+    st.none() | st.builds(Committed, st.text(), st.text("0123456789abcdef"), st.none() | VERSION),
+)  # fmt: skip
+def test_a_journal_is_read_as_it_was_written(
+    attempt: int, token: str, checkpoints: list[tuple[int, str]], committed: Committed | None
+) -> None:
+    journal = Journal(attempt, token, checkpoints, committed)
     assert Journal.parse(journal.text()) == journal
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "null", "{}", "[]", "1", "{", '{"attempt": "x"}', '{"attempt": 1, "token": 2}']
+    "text",
+    [
+        None,
+        "",
+        "null",
+        "{}",
+        "[]",
+        "1",
+        "{",
+        '{"attempt": "x"}',
+        '{"attempt": 1, "token": 2}',
+        '{"attempt": 1, "token": "", "checkpoints": [], "committed": ["x"]}',
+        '{"attempt": 1, "token": "", "checkpoints": [], "committed": ["x", "y", [1]]}',
+    ],
 )
 def test_a_journal_nobody_can_read_is_none(text: str | None) -> None:
     assert Journal.parse(text) is None
