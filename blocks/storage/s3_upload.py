@@ -85,6 +85,8 @@ class Multipart:
         """Of all parts so far; None where some were sent by an earlier run."""
         self.checksums = False
         self.completed: Answer | None = None
+        self._marked = False
+        """Whether `marker` was written: it is ours as long as it says what we wrote (`S3Session.rekey`)."""
         self._mtime = mtime_ns
         self._buffer: bytearray | None = None
         self._filled = 0
@@ -108,11 +110,12 @@ class Multipart:
         self = cls(bucket, path, key, size, mtime_ns, marker)
         try:
             known = bucket.list_parts(key, upload_id)
+            bucket.put_marker(marker, journal)
         except FAILURES as error:
             if isinstance(error, Refused) and error.status == 404:
                 return None
             raise as_failure(error, "cannot ask for the parts that are there", path, bucket.place) from error
-        self.upload_id = upload_id
+        self.upload_id, self._marked = upload_id, True
         self.checksums = kind == "crc64nvme"
         for number in range(1, MAX_PARTS + 1):
             if number not in known or known[number][0] != self.part_size:
@@ -211,6 +214,7 @@ class Multipart:
             if ability.checksums is None:
                 ability.checksums = self.checksums
             bucket.put_marker(self.marker, self.journal)
+            self._marked = True
         except FAILURES as error:
             raise as_failure(error, "cannot begin a multipart upload", self.path, bucket.place) from error
 
@@ -243,6 +247,10 @@ class Multipart:
         self.ship()
         self.wait()
         bucket = self.bucket
+        if not self._is_still_ours():
+            raise UnknownError(
+                "another run has taken the upload over", path=self.path, remedy="that one goes on with it"
+            )
         headers = {} if replace else bucket.if_absent()
         crcs = [(part.crc, part.size) for part in self.parts if part.crc is not None]
         if self.checksums and len(crcs) == len(self.parts):
@@ -267,6 +275,9 @@ class Multipart:
             raise as_failure(error, "cannot complete the upload", self.path, bucket.place) from error
         except FAILURES as error:
             raise as_failure(error, "cannot complete the upload", self.path, bucket.place) from error
+
+    def _is_still_ours(self) -> bool:
+        return not self._marked or self.bucket.read_marker(self.marker, self.path) == self.journal
 
     def _is_ours(self, found: Answer) -> bool:
         md5s = [p.md5 or (bytes.fromhex(p.etag) if is_md5(p.etag, found.headers) else b"") for p in self.parts]
@@ -295,7 +306,11 @@ class Multipart:
         other = Multipart(self.bucket, self.path, key, self.part_size, self._mtime, self.marker)
         for part, buffer in zip(self.parts, self._held, strict=True):
             other.write(memoryview(buffer)[: part.size])
-        self.drop()
+        self._let_go()
+        self.bucket.abort_multipart(
+            self.key, self.upload_id, self.path
+        )  # what tells of it tells of the other from now on
+        self.upload_id = ""
         return other
 
     def pause(self) -> None:
@@ -307,12 +322,15 @@ class Multipart:
         self._let_go()
 
     def drop(self) -> None:
-        """Take the upload away, and what tells of it."""
+        """Take the upload away, and what tells of it; nothing that another has taken over."""
         if self._buffer is not None:
             self.bucket.recycle(self._buffer)
             self._buffer = None
         self._drain()
         self._let_go()
+        if not self._is_still_ours():
+            self.upload_id = ""
+            return
         if self.upload_id:
             self.bucket.abort_multipart(self.key, self.upload_id, self.path)
             self.upload_id = ""

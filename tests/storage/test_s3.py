@@ -16,7 +16,7 @@ import pytest
 from prefect_aws.credentials import AwsCredentials, MinIOCredentials
 from pydantic import ValidationError
 
-from blocks.errors import ConfigError, Conflict, NetworkError, OnblockError, SourceChanged
+from blocks.errors import ConfigError, Conflict, NetworkError, OnblockError, SourceChanged, UnknownError
 from blocks.storage.s3 import PRESETS, S3Storage
 from blocks.storage.s3_bucket import rclone_time
 from blocks.storage.s3_proof import KINDS, NeedsPartSize, Proof, b64, combined, crc64nvme, evidence, new
@@ -276,6 +276,54 @@ def test_discard_removes_all_of_a_killed_upload(session: S3Session, with_journal
     assert unfinished(session) == []
     session.discard("d/f", "k", journal)
     assert session.upload("d/f", 11 * MIB, key="k", resume=True, journal=journal).offset == 0
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("ends", ["abort", "commit", "never"])
+def test_who_was_taken_for_dead_does_the_other_no_harm(session: S3Session, server: S3, taken: bool, ends: str) -> None:
+    """It wakes when another has its upload, which goes on; also where the name was taken from the beginning."""
+    data = payload(16 * MIB)
+    if taken:
+        send(session, "f", b"was here first")
+    with storage(server, prefix=session._prefix.strip("/")).open() as asleep:
+        old = asleep.upload("f", len(data), key="1")
+        old.write(memoryview(data)[: 11 * MIB])
+        assert old.rewind(10 * MIB) == 10 * MIB
+        session.rekey("f", "1", "2")
+        upload = session.upload("f", len(data), key="2", resume=True, journal=old.journal)
+        assert upload.offset == 10 * MIB
+        old.write(memoryview(data)[10 * MIB :])
+        if ends == "commit":
+            with pytest.raises(UnknownError, match="another run"):
+                old.commit(replace=taken)
+            old.keep()
+        elif ends == "abort":
+            old.abort()
+        upload.write(memoryview(data)[upload.offset :])
+        assert upload.commit(replace=taken) == "f"
+        assert fetch(session, "f", step=MIB) == data
+        if ends == "never":
+            old.abort()
+    assert fetch(session, "f", step=MIB) == data
+    assert [f.path for f in session.scan()] == ["f"]
+    assert unfinished(session) == []
+
+
+def test_what_tells_of_an_upload_may_be_lost(session: S3Session) -> None:
+    """Somebody has cleaned up: who goes on writes it down again."""
+    data = payload(11 * MIB)
+    upload = begin(session, "f", data, key="1")
+    for key, *_ in list(session._bucket.listing(session._prefix)):
+        session._bucket.drop_object(key, "f")
+    with pytest.raises(UnknownError, match="another run"):
+        upload.commit()
+    journal = upload.journal
+    upload.keep()
+    upload = session.upload("f", len(data), key="1", resume=True, journal=journal)
+    upload.write(memoryview(data)[upload.offset :])
+    assert upload.commit() == "f"
+    assert fetch(session, "f", step=MIB) == data
+    assert unfinished(session) == []
 
 
 def test_abandoned_uploads_are_listed_and_removed(session: S3Session) -> None:
