@@ -182,7 +182,7 @@ class Staging(Accounts):
             return []
         open_legs: list[Leg] = []
         try:
-            with nullcontext() if not again and self._may_go_on(file, legs) else self._open(file, open_legs) as reader:
+            with nullcontext() if self._may_go_on(file, legs) else self._open(file, open_legs) as reader:
                 for leg in legs:
                     try:
                         self._begin(file, leg)
@@ -203,9 +203,7 @@ class Staging(Accounts):
             return self._stage(file, again)
 
         staged: list[Staged] = []
-        again = [
-            leg for leg in legs if leg.row_id in self._claims and leg not in open_legs
-        ]  # hurt while it was written
+        again = [leg for leg in legs if leg.row_id in self._claims and leg not in open_legs]  # hurt while written
         for leg in open_legs:
             upload = self._uploads[leg.row_id]
             try:
@@ -215,7 +213,7 @@ class Staging(Accounts):
                     again.append(leg)
                 else:
                     self._fail(leg, error, "verify")
-        return staged + self._stage(file, again)
+        return staged + (self._stage(file, again) if again else [])
 
     def _open(self, file: FileInfo, legs: list[Leg], offset: int = 0) -> Reader:
         """The file at the source, as fast as the limits allow."""
@@ -233,6 +231,7 @@ class Staging(Accounts):
         """Whether an earlier attempt may have left the beginning of a file: then it is seen later where to open it."""
         return file.size >= CHECKPOINT and any(
             self._sessions[leg.way].features.resume_write
+            and leg.row_id not in self._again
             and Journal.parse(self._claims[leg.row_id].journal) is not None
             for leg in legs
         )
