@@ -34,12 +34,14 @@ from blocks.errors import (
 from blocks.storage.base import Features, FileInfo, Session, Storage, Upload
 from blocks.storage.program import hash_local
 from blocks.storage.rclone_daemon import Daemon, Wire, decode, encode
-from blocks.storage.rclone_transfer import RcloneReader, RcloneUpload
+from blocks.storage.rclone_transfer import RcloneReader, RcloneUpload, pour
 
 AT_ONCE = 8
 """Files that `push`, `pull` and `commit_all` have under way."""
-_UNCONDITIONAL = {"IgnoreTimes": True, "IgnoreChecksum": True, "NoCheckDest": True}
-"""Copy what is asked for: what arrived is proven by us, with SHA-256."""
+_UNCONDITIONAL = {"IgnoreTimes": True, "NoCheckDest": True}
+"""Copy what is asked for."""
+_PROOFS = ("md5", "sha1", "sha256")
+"""Hashes that what is read is held against, the one most files have first."""
 
 
 class RcloneStorage(Storage):
@@ -119,6 +121,8 @@ class RcloneSession(Session):
         able = about.get("Features", {})
         self._moves = bool(able.get("Move") or able.get("Copy"))
         self._hashes = frozenset(about.get("Hashes") or ()) & hashlib.algorithms_available
+        self._keeps = not able.get("SlowHash")  # hashes with its files; who has none reads them for it (disk, SFTP)
+        self._proof = next((kind for kind in _PROOFS if kind in self._hashes), "") if self._keeps else ""
         self.features = Features(
             atomic_rename=True, resume_read=True, staged_digest=True, server_checksums=tuple(sorted(self._hashes)),
             parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20, bulk_limits=True,
@@ -253,17 +257,20 @@ class RcloneSession(Session):
         return found
 
     def read(self, path: str, offset: int = 0) -> RcloneReader:
-        return RcloneReader(self, names.check_path(path), offset)
+        return RcloneReader(self, names.check_path(path), offset, proof=self._proof)
+
+    def far_hash(self, path: str, kind: str) -> str:
+        """What the far side says; "" where it has none of this file."""
+        return self.call(
+            "operations/hashsumfile", "cannot hash it", path, remote=self.encode(path), hashType=kind
+        ).get("hash", "")  # fmt: skip
 
     def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
-        if kind in self._hashes and not fresh:
-            remote = self.encode(path)
-            found = self.call("operations/hashsumfile", "cannot hash it", path, remote=remote, hashType=kind).get(
-                "hash"
-            )
-            if found:
-                return found
-        return super().checksum(path, kind, fresh=fresh)
+        if kind in self._hashes and not fresh and (found := self.far_hash(path, kind)):
+            return found
+        digest = hashlib.new(kind)
+        pour(self, path, digest.update)
+        return digest.hexdigest()
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -338,7 +345,8 @@ class RcloneSession(Session):
                 sha256 = hash_local(local, upload.size, upload.mtime_ns)
                 if sha256 is None:
                     return None
-                self._copy("/", encode(local[1:]), self.fs, self.encode(upload.staged), upload.path)
+                ours = {"IgnoreChecksum": True}  # what arrived is proven by us, with SHA-256
+                self._copy("/", encode(local[1:]), self.fs, self.encode(upload.staged), upload.path, ours)
             except (OnblockError, OSError):
                 return None  # sent singly, it says why
             upload.filled()
@@ -352,7 +360,8 @@ class RcloneSession(Session):
         def fetch(path: str, local: str) -> OnblockError | None:
             try:
                 before = self.stat(path)
-                self._copy(self.fs, self.encode(path), "/", encode(local[1:]), path)
+                theirs = {"IgnoreChecksum": not self._keeps}
+                self._copy(self.fs, self.encode(path), "/", encode(local[1:]), path, theirs)
                 if self.stat(path).version != before.version:
                     return SourceChanged("changed while it was read", path=path)
                 os.utime(local, ns=(before.mtime_ns, before.mtime_ns))
@@ -372,10 +381,10 @@ class RcloneSession(Session):
         if (said := daemon.slow_down(id(self), rate)) and daemon.program.poll() is None:
             self.call("core/bwlimit", "cannot limit the bandwidth", rate=said)
 
-    def _copy(self, from_fs: str, path: str, to_fs: str, to: str, said: str) -> None:
+    def _copy(self, from_fs: str, path: str, to_fs: str, to: str, said: str, proof: dict[str, bool]) -> None:
         self.call(
             "operations/copyfile", "cannot copy it", said, srcFs=from_fs, srcRemote=path, dstFs=to_fs,
-            dstRemote=to, _config=_UNCONDITIONAL, _group=f"onblock-{id(self)}",
+            dstRemote=to, _config=_UNCONDITIONAL | proof, _group=f"onblock-{id(self)}",
         )  # fmt: skip
 
     def _many(

@@ -6,14 +6,25 @@ A small file is gathered and sent as one request; a larger one is streamed, in c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, urlencode
 
 from blocks import names
-from blocks.errors import DiskFull, NetworkError, NotFound, OnblockError, SourceVanished, UnknownError
+from blocks.errors import (
+    DiskFull,
+    HashMismatch,
+    NetworkError,
+    NotFound,
+    OnblockError,
+    SourceChanged,
+    SourceVanished,
+    UnknownError,
+)
 from blocks.storage.base import FileInfo, Reader, Upload, aligned_buffer
 from blocks.storage.rclone_daemon import Wire, answer
 
@@ -36,7 +47,7 @@ class Remote(Protocol):
 
     def stat(self, path: str) -> FileInfo: ...
 
-    def read(self, path: str, offset: int = 0) -> Reader: ...
+    def far_hash(self, path: str, kind: str) -> str: ...
 
     def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str: ...
 
@@ -48,10 +59,13 @@ class Remote(Protocol):
 
 
 class RcloneReader(Reader):
-    """One file, by one HTTP answer of the daemon."""
+    """One file, by one HTTP answer of the daemon. Read from its begin to its end it is held against the hash `proof`
+    that the far side keeps; "" for none."""
 
-    def __init__(self, session: Remote, path: str, offset: int):
+    def __init__(self, session: Remote, path: str, offset: int = 0, proof: str = ""):
         self.path, self._session = path, session
+        self._proof = hashlib.new(proof) if proof and not offset else None
+        self._size = 0  # of what has come
         self._stack = contextlib.ExitStack()
         self._wire = self._stack.enter_context(session.wire())
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -90,6 +104,8 @@ class RcloneReader(Reader):
                 n = self._answer.readinto(view[got:])
                 if not n:
                     break
+                if self._proof is not None:
+                    self._proof.update(view[got : got + n])
                 got += n
         except (OSError, http.client.HTTPException) as error:
             raise self._wire.broken(error, "the reading broke off", self.path) from error
@@ -98,7 +114,27 @@ class RcloneReader(Reader):
             if got < len(view) and self._left:
                 self._wire.close()
                 raise NetworkError(f"ended {self._left} bytes too early", path=self.path)
+        self._size += got
+        if self._left == 0 or got < len(view):
+            self._compare()
         return got
+
+    def _compare(self) -> None:
+        """Whether what came is what lies there: TCP alone lets a flipped bit through."""
+        proof, self._proof = self._proof, None
+        if proof is None or not self._size:
+            return
+        try:
+            far = self._session.far_hash(self.path, proof.name).lower()
+        except NotFound:
+            return  # moved away meanwhile: `info` tells
+        if len(far) != 2 * proof.digest_size or far == proof.hexdigest():
+            return  # or nobody keeps one of this file
+        now = self.info()
+        opened = self._answer.headers.get("Last-Modified", "")
+        if now.size != self._size or (opened and parsedate_to_datetime(opened).timestamp() != now.mtime_ns // 10**9):
+            raise SourceChanged("changed while it was read", path=self.path)
+        raise HashMismatch(f"the bytes that came do not give the {proof.name} that the far side keeps", path=self.path)
 
     def info(self) -> FileInfo:
         try:
@@ -112,6 +148,14 @@ class RcloneReader(Reader):
         elif not self._answer.isclosed():
             self._answer.read()
         self._stack.close()
+
+
+def pour(session: Remote, path: str, update: Callable[[memoryview], object]) -> None:
+    """Read back what we have written; the caller knows what it should be."""
+    buffer = memoryview(aligned_buffer(1 << 20))
+    with RcloneReader(session, path) as reader:
+        while n := reader.readinto(buffer):
+            update(buffer[:n])
 
 
 class RcloneUpload(Upload):
@@ -156,15 +200,9 @@ class RcloneUpload(Upload):
             small, self._small = self._small, None
             self._send(memoryview(small))
         if there:
-            self._pour(before, self._send)
+            pour(self._session, before, self._send)
             self._session.delete(before)
         self._there = False
-
-    def _pour(self, path: str, update: Callable[[memoryview], object]) -> None:
-        buffer = memoryview(aligned_buffer(1 << 20))
-        with self._session.read(path) as reader:
-            while n := reader.readinto(buffer):
-                update(buffer[:n])
 
     def _target(self) -> str:
         folder = self.staged.rpartition("/")[0]
@@ -249,7 +287,7 @@ class RcloneUpload(Upload):
 
     def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
         self._finish()
-        self._pour(self.staged, update)
+        pour(self._session, self.staged, update)
         return True
 
     def seal(self) -> None:

@@ -26,6 +26,7 @@ from blocks.errors import (
     OnblockError,
     PermissionRefused,
     SourceChanged,
+    SourceVanished,
     ToolMissing,
     UnknownError,
 )  # fmt: skip
@@ -405,6 +406,60 @@ def test_s3(rclone_s3: RcloneServe) -> None:
     with pytest.raises((AuthError, PermissionRefused)):
         bad = SecretStr(section.get_secret_value().replace("= secret", "= wrong"))
         RcloneStorage(remote="s3", root="bucket", config=bad).open()
+
+
+def s3_section(host: str, port: int) -> SecretStr:
+    return SecretStr(
+        f"type = s3\nprovider = Rclone\nendpoint = http://{host}:{port}\naccess_key_id = key\n"
+        "secret_access_key = secret"
+    )
+
+
+def test_a_bit_that_flips_on_the_way_from_s3_is_seen(
+    rclone_s3: RcloneServe, fault_proxy: Callable[[int], FaultProxy], tmp_path: Path
+) -> None:
+    """The hash that such a source keeps is held against what came, of a file read singly and of many fetched at once."""
+    proxy = fault_proxy(rclone_s3.info["port"])
+    section = s3_section(rclone_s3.info["host"], proxy.port)
+    with RcloneStorage(remote="flips", root="flips", config=section, create_root=True).open() as session:
+        for n in range(12):
+            send(session, f"{n}", payload(200_000, n))
+        send(session, "large", payload(3 * MIB + 1))
+        proxy.corrupt_at, proxy.only_first = (MIB, "down"), 1
+        proxy.reset_all()
+        with pytest.raises(HashMismatch) as caught:
+            fetch(session, "large")
+        assert caught.value.path == "large"
+        assert fetch(session, "large") == payload(3 * MIB + 1)
+        wanted = [(f"{n}", str(tmp_path / f"{n}")) for n in range(12)]
+        proxy.corrupt_at, proxy.only_first, proxy.strikes = (150_000, "down"), 1, 0
+        proxy.reset_all()
+        results = session.pull(wanted, lambda n: None, threading.Event())
+        assert [type(r) for r in results if r is not None] == [HashMismatch]
+        for n, result in enumerate(results):
+            assert result is not None or (tmp_path / f"{n}").read_bytes() == payload(200_000, n)
+
+
+def test_a_source_replaced_while_it_is_read_has_changed(rclone_s3: RcloneServe) -> None:
+    """That another hash is there now says nothing of the bytes that came."""
+    section = s3_section(rclone_s3.info["host"], rclone_s3.info["port"])
+    buffer = bytearray(MIB)
+    with RcloneStorage(remote="changing", root="changing", config=section, create_root=True).open() as session:
+        send(session, "f", payload(9 * MIB))
+        with session.read("f") as reader:
+            reader.readinto(buffer)
+            upload = begin(session, "f", payload(9 * MIB + 1))
+            upload.commit(replace=True)
+            with pytest.raises(SourceChanged):
+                while reader.readinto(buffer):
+                    pass
+        with session.read("f") as reader:
+            reader.readinto(buffer)
+            session.delete("f")
+            while reader.readinto(buffer):
+                pass
+            with pytest.raises(SourceVanished):
+                reader.info()
 
 
 def test_what_a_storage_can_is_asked_of_rclone(rclone_disk: SecretStr, tmp_path: Path) -> None:
