@@ -178,7 +178,7 @@ class HadoopCliSession(Session):
         page: list[str] = []
         listed = 0
         try:
-            for name in _until_nul(running):
+            for name in _until_nul(running, self.storage.timeout_s):
                 listed += 1
                 page.append(name)
                 if len(page) == 500:
@@ -283,7 +283,7 @@ class HadoopCliSession(Session):
 
     def _fetch(self, path: str, local: str, stop: Event) -> int:
         size, buffer = 0, aligned_buffer(PIECE)
-        with self.read(path) as reader, Path(local).open("wb") as file:
+        with HadoopCliReader(self, path, self.at(path), stop=stop) as reader, Path(local).open("wb") as file:
             while n := reader.readinto(buffer):
                 if stop.is_set():
                     raise Cancelled("the run was stopped", path=path)
@@ -455,11 +455,10 @@ class HadoopCliSession(Session):
         self.tidy()
 
 
-def _until_nul(running: Running) -> Iterator[str]:
+def _until_nul(running: Running, timeout: float) -> Iterator[str]:
     """The names that `-find -print0` prints, as they come."""
-    assert running.process.stdout is not None
-    fd, rest = running.process.stdout.fileno(), b""
-    while part := os.read(fd, 1 << 16):
+    rest = b""
+    while part := running.take(1 << 16, timeout):
         *whole, rest = (rest + part).split(b"\0")
         for name in whole:
             yield name.decode("utf-8", "replace")
@@ -468,8 +467,8 @@ def _until_nul(running: Running) -> Iterator[str]:
 class HadoopCliReader(Reader):
     """One file as `-cat` gives it, which holds what it reads against HDFS' CRCs."""
 
-    def __init__(self, session: HadoopCliSession, path: str, full: str, offset: int = 0):
-        self.path, self._session = path, session
+    def __init__(self, session: HadoopCliSession, path: str, full: str, offset: int = 0, *, stop: Event | None = None):
+        self.path, self._session, self._stop = path, session, stop
         self._running = session.hadoop.start("-cat", escape(full), read=True)
         self._ahead = b""
         self._ended = False
@@ -484,9 +483,11 @@ class HadoopCliReader(Reader):
         """The next bytes; none at the end of the file."""
         if self._ended:
             return b""
-        pipe = self._running.process.stdout
-        assert pipe is not None
-        part = os.read(pipe.fileno(), most)
+        try:
+            part = self._running.take(most, self._session.storage.timeout_s, self._stop)
+        except OnblockError as error:
+            error.path = self.path
+            raise
         if not part:
             self._ended = True
             if code := self._running.end(self._session.storage.timeout_s):

@@ -152,6 +152,20 @@ class Running:
                 return False
         return True
 
+    def take(self, most: int, timeout: float, stop: Event | None = None) -> bytes:
+        """The next bytes of its output; none at the end. Raises as `end`."""
+        pipe = self.process.stdout
+        assert pipe is not None
+        begun = time.monotonic()
+        while not select.select([pipe], [], [], 0.2)[0]:
+            if stop is not None and stop.is_set():
+                self.kill()
+                raise Cancelled("the run was stopped")
+            if time.monotonic() - begun > timeout:
+                self.kill()
+                raise NetworkError(f"`hadoop` did not answer within {timeout:.0f} s")
+        return os.read(pipe.fileno(), most)
+
     def end(self, timeout: float, stop: Event | None = None) -> int:
         """Its exit code, once it has ended. Raises NetworkError after `timeout` seconds, Cancelled after `stop`."""
         if self.code is not None:
@@ -239,22 +253,9 @@ class Hadoop:
 
     def run(self, *arguments: str, stop: Event | None = None, more_s: float = 0) -> Done:
         """One run from its begin to its end; its output is small. `more_s`: seconds on top of the storage's timeout."""
-        running = self.start(*arguments, read=True)
-        assert running.process.stdout is not None
-        out, fd, begun = bytearray(), running.process.stdout.fileno(), time.monotonic()
-        timeout = self.storage.timeout_s + more_s
-        while True:
-            if not select.select([fd], [], [], 0.2)[0]:
-                if stop is not None and stop.is_set():
-                    running.kill()
-                    raise Cancelled("the run was stopped")
-                if time.monotonic() - begun > timeout:
-                    running.kill()
-                    raise NetworkError(f"`hadoop` did not answer within {timeout:.0f} s")
-            elif part := os.read(fd, 1 << 16):
-                out += part
-            else:
-                break
+        running, out = self.start(*arguments, read=True), bytearray()
+        while part := running.take(1 << 16, self.storage.timeout_s + more_s, stop):
+            out += part
         code = running.end(10.0, stop)
         return Done(code, bytes(out), running.complaint)
 

@@ -201,6 +201,46 @@ def test_a_program_that_says_nothing_is_given_up(hdfs_cluster: Hdfs, tmp_path: P
     assert not [p for p in psutil.Process().children(recursive=True) if p.name() == "sleep"]
 
 
+def test_a_program_that_stops_in_the_middle_is_given_up(hdfs_cluster: Hdfs, tmp_path: Path) -> None:
+    """Of a listing, of a file before its first byte and after it; what is fetched with others hears at once of a stop."""
+    block = storage(hdfs_cluster)
+    HdfsPlace(block, hdfs_cluster, block.root).put("late", b"xyz and more")
+    (script := tmp_path / "hadoop").write_text(
+        f"""#!/bin/sh
+case " $* " in
+*" -stat "*) exec {block.program} "$@" ;;
+*" -get "*) exit 1 ;;
+*" -find "*) printf '/\\0' ;;
+*" -cat "*late*) printf xyz; touch {tmp_path}/begun ;;
+esac
+sleep 1000 & wait
+"""
+    )
+    script.chmod(0o755)
+    session = HadoopCliSession(block.model_copy(update={"program": str(script), "timeout_s": 0.5}))
+    with pytest.raises(NetworkError):
+        list(session.scan())
+    with pytest.raises(NetworkError):
+        session.read("early")
+    with session.read("late") as reader, pytest.raises(NetworkError) as caught:
+        reader.readinto(bytearray(4))
+    assert caught.value.path == "late"
+    (tmp_path / "begun").unlink()
+    patient = HadoopCliSession(block.model_copy(update={"program": str(script), "timeout_s": 1000}))
+    stop = threading.Event()
+
+    def end_it() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.05)
+        stop.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(end_it)
+        with pytest.raises(Cancelled):
+            patient.pull([("late", str(tmp_path / "f"))], lambda n: None, stop)
+    assert not [p for p in psutil.Process().children(recursive=True) if p.name() == "sleep"]
+
+
 def test_nobody_there(hdfs_cluster: Hdfs) -> None:
     with pytest.raises(NetworkError) as caught:
         storage(hdfs_cluster, filesystem=f"hdfs://{LOOPBACK}:{free_port()}").open()
