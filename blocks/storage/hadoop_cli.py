@@ -29,6 +29,7 @@ from blocks.errors import (
     NetworkError,
     NotFound,
     OnblockError,
+    SourceChanged,
     SourceVanished,
     UnknownError,
 )  # fmt: skip
@@ -139,7 +140,7 @@ class HadoopCliSession(Session):
         elif found[0] != "directory":
             raise Conflict("is a file, not a folder", path=root, remedy="give a folder as `root`")
 
-    def stats(self, paths: Sequence[str]) -> list[tuple[str, int, int] | None]:
+    def stats(self, paths: Sequence[str], stop: Event | None = None) -> list[tuple[str, int, int] | None]:
         """(type, size, mtime in ns) of absolute paths; None for what is not there.
 
         After each path the root is asked for, which is always there: so the answers are told apart whatever is missing,
@@ -148,7 +149,7 @@ class HadoopCliSession(Session):
         found: list[tuple[str, int, int] | None] = []
         for page in pages(paths):
             arguments = [part for path in page for part in (escape(path), "/")]
-            done = self.hadoop.run("-stat", "%F|%b|%Y|%n", *arguments)
+            done = self.hadoop.run("-stat", "%F|%b|%Y|%n", *arguments, stop=stop)
             out, at = done.out, 0
             lost = 0
             for path in page:
@@ -255,15 +256,28 @@ class HadoopCliSession(Session):
     def pull(
         self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
     ) -> list[OnblockError | None]:
+        try:
+            return self._pull(files, moved, stop)
+        except (Cancelled, NetworkError):
+            raise
+        except OnblockError as error:  # of one of them: read singly, each tells for itself
+            return [error] * len(files)
+
+    def _pull(
+        self, files: Sequence[tuple[str, str]], moved: Callable[[int], object], stop: Event
+    ) -> list[OnblockError | None]:
+        full = [self.at(path) for path, _ in files]
+        before = self.stats(full, stop)
         folders: dict[str, list[int]] = {}
-        for number, (path, _) in enumerate(files):
-            folders.setdefault(self.at(path).rpartition("/")[0], []).append(number)
+        for number, path in enumerate(full):
+            folders.setdefault(path.rpartition("/")[0], []).append(number)
         results: list[OnblockError | None] = [None] * len(files)
         for numbers in folders.values():
             beside = os.path.dirname(files[numbers[0]][1])
+            size = sum(found[1] for n in numbers if (found := before[n]))
             with tempfile.TemporaryDirectory(dir=beside, prefix=".onblock-pull-") as name:
-                for page in pages([self.at(files[n][0]) for n in numbers]):
-                    self.hadoop.run("-get", *map(escape, page), name, stop=stop, more_s=86400)
+                for page in pages([full[n] for n in numbers]):
+                    self.hadoop.run("-get", *map(escape, page), name, stop=stop, more_s=size / SLOW)
                 for number in numbers:
                     path, local = files[number]
                     got = Path(name, path.rpartition("/")[2])
@@ -279,7 +293,22 @@ class HadoopCliSession(Session):
                             results[number] = error
                             continue
                     moved(size)
+        for number, (now, then) in enumerate(zip(self.stats(full, stop), before, strict=True)):
+            if results[number] is None:
+                results[number] = self._same(files[number], then, now)
         return results
+
+    def _same(
+        self, file: tuple[str, str], then: tuple[str, int, int] | None, now: tuple[str, int, int] | None
+    ) -> OnblockError | None:
+        """Whether what was fetched is what was there then and is there now; if so it gets its time."""
+        path, local = file
+        if now is None:
+            return SourceVanished("was removed or renamed while it was read", path=path)
+        if now != then or os.stat(local).st_size != now[1]:
+            return SourceChanged("changed while it was read", path=path)
+        os.utime(local, ns=(now[2], now[2]))
+        return None
 
     def _fetch(self, path: str, local: str, stop: Event) -> int:
         size, buffer = 0, aligned_buffer(PIECE)

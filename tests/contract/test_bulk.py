@@ -101,17 +101,19 @@ def test_push_stops(place: Place, session: Session, tmp_path: Path) -> None:
 
 
 def test_pull(place: Place, session: Session, tmp_path: Path) -> None:
-    """Hostile names arrive whole; a file that is not there is told."""
+    """Hostile names arrive whole, with the size and the time a listing shows; a file that is not there is told."""
     if not session.features.bulk_pull:
         return
     files = {f"f/{n}-{name}" if "/" not in name and len(name) < 60 else f"f/{n}": payload(n * 37 % 9000, n)
              for n, name in enumerate(HOSTILE) if place.holds(name)}  # fmt: skip
     for path, data in files.items():
-        place.put(path, data)
+        place.put(path, data, 1_234_567_890_123_000_000 if place.puts_mtime else None)
+    versions = {file.path: file.version[:2] for file in session.scan()}
     wanted = [(path, str(tmp_path / str(n))) for n, path in enumerate([*files, "f/none"])]
     moved: list[int] = []
     results = session.pull(wanted, moved.append, threading.Event())
     assert [r is None for r in results] == [True] * len(files) + [False]
-    for (_, local), data in zip(wanted, files.values(), strict=False):
+    for (path, local), data in zip(wanted, files.values(), strict=False):
         assert Path(local).read_bytes() == data
+        assert (os.stat(local).st_size, os.stat(local).st_mtime_ns) == versions[path]
     assert not Path(wanted[-1][1]).exists()

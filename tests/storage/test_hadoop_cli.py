@@ -28,6 +28,8 @@ from blocks.errors import (
     NotFound,
     OnblockError,
     PermissionRefused,
+    SourceChanged,
+    SourceVanished,
     ToolMissing,
     UnknownError,
 )
@@ -141,6 +143,42 @@ def test_every_name_there_and_back(hdfs_cluster: Hdfs, tmp_path: Path) -> None:
         assert [name for (name, _), error in zip(back, results, strict=True) if error] == ["d/none"]
         for name, target in back[:-1]:
             assert Path(target).read_bytes() == (b"was here first" if name == "d/*" else files[name])
+
+
+def test_what_changes_while_it_is_fetched_is_told(hdfs_cluster: Hdfs, tmp_path: Path) -> None:
+    """Between the first look and the second: another file of the same size, one that is longer, one that is gone."""
+    block = storage(hdfs_cluster)
+    place = HdfsPlace(block, hdfs_cluster, block.root)
+    for n in range(4):
+        place.put(f"d/{n}", payload(1000, n), 1_600_000_000_000_000_000)
+    real = block.program
+    (script := tmp_path / "hadoop").write_text(
+        f"""#!/bin/sh
+case " $* " in *" -get "*)
+    {real} "$@"
+    touch {tmp_path}/fetched
+    while [ -e {tmp_path}/fetched ]; do sleep 0.1; done
+    exit 0
+esac
+exec {real} "$@"
+"""
+    )
+    script.chmod(0o755)
+
+    def meanwhile() -> None:
+        while not (tmp_path / "fetched").exists():
+            time.sleep(0.05)
+        place.put("d/1", payload(1000, 9), 1_700_000_000_000_000_000)
+        place.put("d/2", payload(2000, 2), 1_600_000_000_000_000_000)
+        place.remove("d/3")
+        (tmp_path / "fetched").unlink()
+
+    wanted = [(f"d/{n}", str(tmp_path / f"{n}")) for n in range(4)]
+    with block.model_copy(update={"program": str(script)}).open() as session, ThreadPoolExecutor(1) as pool:
+        pool.submit(meanwhile)
+        results = session.pull(wanted, lambda n: None, threading.Event())
+    assert [type(r) for r in results] == [type(None), SourceChanged, SourceChanged, SourceVanished]
+    assert (tmp_path / "0").read_bytes() == payload(1000, 0)
 
 
 def test_push_stops_within_two_seconds(hdfs_cluster: Hdfs, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from blocks.errors import Cancelled
-from blocks.storage import RcloneStorage, RsyncStorage
+from blocks.storage import HadoopCliStorage, RcloneStorage, RsyncStorage
 from blocks.storage.base import Storage
 from flows.transfer.spool import Spool, clear_dead
 from tests.contract.data import HOSTILE, MIB, payload
+from tests.contract.hdfs_place import HdfsPlace
+from tests.servers.hdfs import Hdfs
 from tests.servers.sshd import Sshd
 from tests.storage.test_rclone import until
 from tests.transfer.conftest import Bench
@@ -42,12 +44,12 @@ def far(request: pytest.FixtureRequest, sshd: Sshd) -> Far:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """How many files went by each call of `push` and `pull`. They do what they do."""
+    """How many files went by each call of `push`, `pull` and `read`. They do what they do."""
     from blocks.storage.local import LocalSession
     from blocks.storage.rclone import RcloneSession
     from blocks.storage.rsync import RsyncSession
 
-    seen: dict[str, list[int]] = {"push": [], "pull": []}
+    seen: dict[str, list[int]] = {"push": [], "pull": [], "read": []}
 
     def watch(kind: type, name: str) -> None:
         real = getattr(kind, name)
@@ -58,9 +60,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
         monkeypatch.setattr(kind, name, counted)
 
+    def watch_reads(kind: type) -> None:
+        real = kind.read  # type: ignore[attr-defined]
+
+        def counted(self: Any, path: str, offset: int = 0) -> Any:
+            seen["read"].append(1)
+            return real(self, path, offset)
+
+        monkeypatch.setattr(kind, "read", counted)
+
     for kind in (RcloneSession, RsyncSession):
         watch(kind, "push")
         watch(kind, "pull")
+        watch_reads(kind)
     watch(LocalSession, "push")
     return seen
 
@@ -95,8 +107,26 @@ def test_from_a_far_place(bench: Bench, far: Far, calls: dict[str, list[int]], o
     assert (done["delivered"], done["failed"], done["deferred"]) == (len(files), 0, 0)
     assert bench.files() == files
     bench.check_manifest()
-    assert sum(calls["pull"]) == len(files) - 1
+    assert (sum(calls["pull"]), sum(calls["read"])) == (len(files) - 1, 1)  # what was fetched is not read again
     assert spool_is_gone(onblock_home)
+
+
+def test_from_hdfs_by_its_program(hdfs_cluster: Hdfs, bench: Bench, tmp_path: Path) -> None:
+    """One run of it fetches many files, and none of them is read again."""
+    (script := tmp_path / "hadoop").write_text(
+        f'#!/bin/sh\necho " $* " >> {tmp_path}/runs\nexec {hdfs_cluster.info["hadoop"]} "$@"\n'
+    )
+    script.chmod(0o755)
+    source = HadoopCliStorage(program=str(script), root="/test-bulk/from")
+    place = HdfsPlace(source, hdfs_cluster, source.root)
+    files = {f"d/{n}": payload(1000 + n, n) for n in range(12)}
+    for path, data in files.items():
+        place.put(path, data, 1_600_000_000_123_000_000)
+    done = bench.run(source=source)
+    assert (done["delivered"], done["failed"], done["deferred"]) == (12, 0, 0)
+    assert bench.files() == files
+    runs = (tmp_path / "runs").read_text()
+    assert (runs.count(" -get "), runs.count(" -cat ")) == (1, 0)
 
 
 def test_from_one_far_place_to_another(bench: Bench, far: Far, calls: dict[str, list[int]], onblock_home: Path) -> None:
