@@ -55,8 +55,10 @@ MESSAGES: tuple[tuple[str, type[OnblockError], str | None], ...] = (
     (r"AlreadyBeingCreated|RecoveryInProgress|LeaseExpired|lease recovery is in progress|because this file lease"
      r"|because this file is already being created", NetworkError,
      "tried again by itself; HDFS gives up a dead writer after 60 s"),
-    (r"UnknownHostException|unknown host|Incomplete HDFS URI|No FileSystem for scheme|no host:|Invalid host name",
-     ConfigError, "check `filesystem`, or fs.defaultFS in the Hadoop configuration"),
+    (r"UnknownHostException|unknown host|Invalid host name", NetworkError,
+     "tried again by itself; check the network, and `filesystem` or fs.defaultFS in the Hadoop configuration"),
+    (r"Incomplete HDFS URI|No FileSystem for scheme|no host:", ConfigError,
+     "check `filesystem`, or fs.defaultFS in the Hadoop configuration"),
     (r"Connection refused|ConnectException|NoRouteToHost|Connection reset|SocketTimeoutException|timed out|Broken pipe"
      r"|StandbyException|Failed on local exception|EOFException|Connection timed out|unable to connect"
      r"|Unable to close file|Failed to connect|Failing write", NetworkError, None),

@@ -68,7 +68,10 @@ COMPLAINTS: list[tuple[int, str, type[OnblockError]]] = [
     (1, "put: Cannot create file /a. Name node is in safe mode.", NetworkError),
     (1, "ls: Call From h/127.0.0.1 to h:8020 failed on connection exception: java.net.ConnectException: Connection "
      "refused; For more details see:  http://wiki.apache.org/hadoop/ConnectionRefused", NetworkError),
-    (1, "-ls: java.net.UnknownHostException: nn.example", ConfigError),
+    (1, "-ls: java.net.UnknownHostException: nn.example", NetworkError),
+    (1, "ls: Invalid host name: local host is: (unknown); destination host is: \"nn.example\":8020; "
+     "java.net.UnknownHostException; For more details see:  http://wiki.apache.org/hadoop/UnknownHost", NetworkError),
+    (1, "-ls: Incomplete HDFS URI, no host: hdfs:///a", ConfigError),
     (1, "put: File /a could only be replicated to 0 nodes instead of minReplication (=1).  There are 0 datanode(s) "
      "running", NetworkError),
     (1, "put: File /a could only be replicated to 0 nodes instead of minReplication (=1).  There are 2 datanode(s) "
@@ -283,8 +286,9 @@ def test_nobody_there(hdfs_cluster: Hdfs) -> None:
     with pytest.raises(NetworkError) as caught:
         storage(hdfs_cluster, filesystem=f"hdfs://{LOOPBACK}:{free_port()}").open()
     assert "refused" in str(caught.value)
-    with pytest.raises(ConfigError):
+    with pytest.raises(NetworkError) as caught:
         storage(hdfs_cluster, filesystem="hdfs://no-such-host.invalid:8020").open()
+    assert "filesystem" in str(caught.value)
     with pytest.raises(NotFound):
         storage(hdfs_cluster, create_root=False).open()
 
