@@ -14,7 +14,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from blocks.errors import ConfigError, NetworkError
 from deployments import trust
@@ -45,6 +45,7 @@ SETTINGS = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
 }
 """For API servers and services, on whatever host, beside `server_settings.SERVER`."""
+ESCAPES = "in its password a '%' is %25, an '@' %40, a '/' %2F, a '#' %23, a '?' %3F, a ':' %3A"
 PATIENCE_S = 10
 """Seconds a database or Redis has to answer before anything is started."""
 
@@ -117,9 +118,7 @@ def _place(url: str) -> tuple[str | None, int, str | None]:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # it may hold a password anywhere: not quoted
-        raise ConfigError(
-            f"{LEDGER} or {DATABASE} is no address of a database", remedy="write an '@' in its password as %40"
-        ) from None
+        raise ConfigError(f"{LEDGER} or {DATABASE} is no address of a database", remedy=ESCAPES) from None
     return parsed.host, parsed.port or 5432, parsed.database
 
 
@@ -171,13 +170,20 @@ def _reach_redis(url: str, name: str) -> list[str]:
         raise ConfigError(
             "prefect-redis is not installed, and a fleet needs it", remedy="pip install 'onblock[fleet]'"
         ) from None
+    refused = ConfigError(
+        f"{name} is no address of Redis", remedy=f"write it as redis://:PASSWORD@HOST:6379/0; {ESCAPES}"
+    )
+    if _has_half_a_login(url):
+        raise refused
     try:
         client = Redis.from_url(url, socket_connect_timeout=PATIENCE_S, socket_timeout=PATIENCE_S)
-    except ValueError as error:
-        raise ConfigError(f"{name} is no address of Redis: {error}") from None
+    except ValueError:  # it quotes what it takes for the port
+        raise refused from None
     with client:
         try:
             client.ping()
+        except TypeError:  # what stands behind the '?' is nothing that a connection takes
+            raise refused from None
         except exceptions.AuthenticationError as error:
             raise ConfigError(f"Redis refused the login: {error}", remedy=f"check the password in {name}") from None
         except (exceptions.RedisError, OSError) as error:
@@ -194,10 +200,21 @@ def _reach_redis(url: str, name: str) -> list[str]:
     ]  # fmt: skip
 
 
+def _has_half_a_login(url: str) -> bool:
+    """Whether a password ends where it should not: its beginning would be taken for the port, and told as such."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True
+    no_host = parts.scheme in ("redis", "rediss") and not parts.hostname
+    return no_host or ("@" not in parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}")
+
+
 def _reach_prefect(url: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.ext.asyncio import create_async_engine
 
+    _place(url)
     tls = _tls()
 
     async def ask() -> None:

@@ -112,6 +112,11 @@ NAMES = [*GOOD, "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_REDIS_MESSAGING_
         ({"ONBLOCK_LEDGER_URL": "postgresql://u:p@127.0.0.1:x/prefect"}, "is no address of a database"),
         ({"PREFECT_REDIS_MESSAGING_URL": None}, "neither PREFECT_REDIS_MESSAGING_URL nor PREFECT_REDIS_MESSAGING_HOST is set"),
         ({"PREFECT_REDIS_MESSAGING_URL": "http://x"}, "is no address of Redis"),
+        ({"PREFECT_REDIS_MESSAGING_URL": "redis://:secret/rest@127.0.0.1:6379/0"}, "a '/' %2F"),
+        ({"PREFECT_REDIS_MESSAGING_URL": "redis://:secret#rest@127.0.0.1:6379/0"}, "a '#' %23"),
+        ({"PREFECT_REDIS_MESSAGING_URL": "redis://:80808/rest@127.0.0.1:6379/0"}, "is no address of Redis"),
+        ({"PREFECT_REDIS_MESSAGING_URL": "redis://me:80808?rest@127.0.0.1:6379/0"}, "is no address of Redis"),
+        ({"PREFECT_REDIS_MESSAGING_URL": "redis://127.0.0.1:1/0?secret=1"}, "is no address of Redis"),
         ({}, "Redis does not answer"),
     ],
 )  # fmt: skip
@@ -123,8 +128,18 @@ def test_what_is_missing_is_told_in_one_line(change: dict[str, str | None], said
     done = subprocess.run([*up, *ports], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert said in line and "secret" not in line
+    assert said in line and "secret" not in line and "80808" not in line
     assert not (onblock_home / "logs").exists(), "nothing was started"
+
+
+def test_what_migrates_tells_no_part_of_a_password() -> None:
+    """It reads the address of Prefect's database by itself: nobody has looked at it before."""
+    url = "postgresql+asyncpg://u:p@w:secret@127.0.0.1:1/prefect"
+    env = {key: value for key, value in os.environ.items() if key not in NAMES} | {fleet.DATABASE: url}
+    command = [sys.executable, "-P", "-m", "deployments.cli", "migrate"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "%40" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
