@@ -121,6 +121,9 @@ _SAID: tuple[tuple[str, type[OnblockError], str, str], ...] = (
     (r'database ".*" does not exist', ConfigError, "cannot be opened", "make it with `createdb`, or correct " + HOW_TO_NAME_IT[4:]),
     (r"invalid connection option|invalid URI|sslmode", ConfigError, "cannot be opened", HOW_TO_NAME_IT),
     (r"permission denied", PermissionRefused, "cannot be used", "give its user the right to make tables there"),
+    (r"too many clients|connection slots are reserved|too many connections", NetworkError, "takes no more connections",
+     "have fewer runs at a time (`onblock worker --limit`), or raise `max_connections` of PostgreSQL"),
+    (r"deadlock detected", NetworkError, "had two wait for each other, and gave up one of them", "tried again by itself"),
     (r"connect|locked|resolve host|server closed|timeout expired|shutting down|starting up|canceling statement",
      NetworkError, "does not answer", _REACH),
 )  # fmt: skip

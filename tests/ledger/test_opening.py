@@ -9,6 +9,8 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,6 +300,48 @@ def test_a_wrong_user(postgres_url: str) -> None:
 def test_a_database_that_is_not_there(postgres_url: str) -> None:
     url = make_url(postgres_url).set(database="not_there").render_as_string(hide_password=False)
     assert "not_there" in refused(url, ConfigError)
+
+
+def test_no_connection_is_left(postgres_url: str) -> None:
+    """As when more runs are begun at once than PostgreSQL was made for."""
+    import psycopg
+
+    role = f"r{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 0")  # type: ignore[arg-type]
+        try:
+            url = make_url(postgres_url).set(username=role, password=SECRET).render_as_string(hide_password=False)
+            assert "max_connections" in refused(url, NetworkError)
+        finally:
+            admin.execute(f"DROP ROLE {role}")  # type: ignore[arg-type]
+
+
+def test_two_that_wait_for_each_other(postgres_url: str) -> None:
+    """PostgreSQL gives up one of them after a second: it is worth another try."""
+    meet, failed = threading.Barrier(2), list[OnblockError]()
+    with Ledger.open(postgres_url) as ledger:
+        with ledger._write() as c:
+            c.execute(text("CREATE TABLE crosswise (n INT)"))
+            c.execute(text("INSERT INTO crosswise VALUES (0), (1)"))
+
+        def lock(first: int) -> None:
+            try:
+                with ledger._write() as c:
+                    for number in (first, 1 - first):
+                        c.execute(text("UPDATE crosswise SET n = n WHERE n = :n"), {"n": number})
+                        if number == first:
+                            meet.wait(60)
+            except OnblockError as error:
+                failed.append(error)
+
+        both = [threading.Thread(target=lock, args=(n,)) for n in (0, 1)]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join(60)
+    (error,) = failed
+    assert type(error) is NetworkError and "wait for each other" in str(error), error
+    assert "address" not in str(error), "nothing is wrong with that"
 
 
 def test_the_plain_url_of_postgresql_works(postgres_url: str) -> None:
