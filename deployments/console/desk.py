@@ -5,6 +5,7 @@ Who may send what is in `webhooks.py`; here everything is trusted. The watcher o
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import uuid
@@ -21,6 +22,8 @@ log = logging.getLogger("onblock.console")
 
 OURS = uuid.UUID("6f6e626c-6f63-6b2e-686f-6f6b73000001")
 """The namespace of our ids: the same message has the same id, wherever it is handed in."""
+MOST_OF_KEY = 255
+"""The ledger has room for so much of a key; of a longer one its hash is the key."""
 AGAIN_S = 5.0
 """Between two looks for what Prefect has not taken yet."""
 
@@ -86,6 +89,8 @@ def message(
 ) -> Message:  # fmt: skip
     """A message, with an event for each resource. Its id, and the events', follow from sender and key. `flight` is one
     that was checked; what else the payload says is the sender's affair."""
+    if len(key) > MOST_OF_KEY:
+        key = f"sha256 {hashlib.sha256(key.encode()).hexdigest()}"
     number = uuid.uuid5(OURS, f"{sender}\0{key}")
     now = datetime.now(UTC).isoformat()
     events = []

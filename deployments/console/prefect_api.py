@@ -23,6 +23,8 @@ from flows.starts import Refused, Start, events_of, pages, start, starts_of
 
 log = logging.getLogger("onblock.console")
 
+HOOK, MOST_OF_NAME = "onblock.hook.", 100
+"""What the events of further hooks begin with; the ledger has room for so much of the name behind it."""
 FRESH_S = 10.0
 """So long what is known is taken for true."""
 SOON_S = 1.0
@@ -150,8 +152,9 @@ class PrefectApi:
         for automation in automations:
             if automation["enabled"]:
                 hooks |= {
-                    e.removeprefix("onblock.hook.") for e in events_of(automation) if e.startswith("onblock.hook.")
-                }
+                    e.removeprefix(HOOK) for e in events_of(automation)
+                    if e.startswith(HOOK) and len(e) <= len(HOOK) + MOST_OF_NAME
+                }  # fmt: skip
                 starts += starts_of(automation)
         return Known(senders, frozenset(devices), frozenset(hooks), tuple(starts), tuple(blocks), now)
 

@@ -44,6 +44,8 @@ THREADS = 16
 AGAIN_S = 5
 """When to come again, if we could not do it now."""
 _KEY = re.compile(r"[\x21-\x7e]{1,200}\Z")
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
+"""In JSON: a NUL, and not a backslash before the word u0000. PostgreSQL keeps none, in no text."""
 
 
 def _label(value: str) -> str:
@@ -195,13 +197,14 @@ def _understood(
         raise HTTPException(400, "Idempotency-Key is 1 to 200 printable characters, without spaces")
     try:
         content = json.loads(body)
-        json.dumps(
-            content, allow_nan=False, ensure_ascii=False
-        ).encode()  # NaN and half characters are no JSON elsewhere
+        said = json.dumps(content, allow_nan=False, ensure_ascii=False)
+        said.encode()  # NaN and half characters are no JSON elsewhere
     except (ValueError, RecursionError):
         raise HTTPException(400, "the body is no JSON") from None
     if not isinstance(content, dict):
         raise HTTPException(400, "the body is no JSON object")
+    if _NUL.search(said):
+        raise HTTPException(400, "the body holds a NUL (\\u0000), which no event can carry")
     given = None if key is None else f"key {name} {key}"
     if name not in EVENTS:
         return message(

@@ -299,6 +299,39 @@ def test_any_other_hook_is_an_event(api: str, client: SyncPrefectClient, console
     assert told.json()["event_id"]  # type: ignore[union-attr]
     (run,) = until("a run", lambda: runs_of(client, "by-hook"), 30)
     assert run.parameters["flight"] == "F9"
+    for holds_nul in (b'{"note": "a\\u0000"}', b'{"note": ["\\\\\\u0000"]}', b'{"a": {"\\u0000": 1}}'):
+        answer = console.send("landed", holds_nul)
+        assert answer.status_code == 400 and "NUL" in answer.text, (holds_nul, answer.text)
+    assert console.send("landed", b'{"note": "a backslash before \\\\u0000"}').status_code == 202
+
+
+def test_a_long_name_and_a_long_key(
+    api: str, client: SyncPrefectClient, sender: None, tmp_path: Path, postgres_url: str
+) -> None:
+    """PostgreSQL holds the ledger to its widths. What is too long for it is still one message, however often it comes."""
+    name, longest = "landed-" + "x" * 93, "k" * 200
+    spec = tmp_path / "prefect.yaml"
+    spec.write_text(json.dumps({"deployments": [{
+        "name": "by-long-hook", "entrypoint": "flows.transfer.flow.transfer", "tags": ["onblock"],
+        "parameters": {"job": {
+            "name": "by-long-hook", "source": {"$ref": {"block_document_slug": "local-storage/demo-card"}},
+            "destination": {"$ref": {"block_document_slug": "local-storage/demo-archive"}},
+        }},
+        "triggers": [{"type": "event", "expect": [f"onblock.hook.{name}", f"onblock.hook.{name}y"]}],
+    }]}))  # fmt: skip
+    bootstrap([], spec)
+    process, url = start_console(ONBLOCK_LEDGER_URL=postgres_url)
+    try:
+        caller = Caller(url)
+        answer = caller.send(name, {"n": 1}, key=longest)
+        assert answer.status_code == 202, answer.text
+        again = caller.send(name, {"n": 2}, key=longest)
+        assert (again.status_code, again.json()) == (200, answer.json())
+        other = caller.send(name, {"n": 3}, key=longest[1:] + "l")
+        assert other.status_code == 202 and other.json()["event_id"] != answer.json()["event_id"]
+        assert caller.send(f"{name}y", {}).status_code == 404, "no ledger has room for that name"
+    finally:
+        end(process)
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -334,6 +367,8 @@ def test_what_is_not_taken(api: str, client: SyncPrefectClient, console: Caller,
     for poison in (b'{"battery": NaN}', b'{"battery": 1e999}', b'{"note": "\\ud800"}'):
         answer = console.send("flight-end", poison)
         assert answer.status_code == 400 and "no JSON" in answer.text, (poison, answer.text)
+    answer = console.send("flight-end", b'{"flight": "F\\u00001", "device": "osc-2"}')
+    assert answer.status_code == 400 and "NUL" in answer.text, answer.text
     unknown = console.send("flight-end", {"flight": "F1", "device": "osc-9"})
     assert unknown.status_code == 404 and "'osc-9'" in unknown.text and "osc-2" in unknown.text
     assert console.send("flight-start", good).status_code == 404
