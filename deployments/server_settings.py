@@ -5,12 +5,17 @@ Which processes there are is in `up.py`; what a fleet has besides, in `fleet.py`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from blocks.home import home
 
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 """Where the server keeps held slots. In memory, the default, a restart of the server leaks them for ever."""
+HOUR, DAY = 3600, 86_400
+SEEN_FOR = {"onblock.device.status": HOUR, "onblock.device.seen": HOUR, "prefect.flow-run.heartbeat": DAY}
+"""So many seconds events stay that come all the time; what comes now and then stays for 7 days. A device tells its status
+every 10 s and is seen every 20 s, 13 million a day for a thousand; the console looks back ten minutes."""
 SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
@@ -20,6 +25,12 @@ SERVER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
+    # runs that ended 90 days ago go, with their tasks, logs and artifacts: else they stay for ever. What became of files is
+    # in the ledger, which knows a webhook again as long
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * DAY),
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_EVENT_RETENTION_OVERRIDES": json.dumps(SEEN_FOR, separators=(",", ":")),
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_BATCH_SIZE": "1000",
 }
 """For the server and its services."""
 WORKER = {
