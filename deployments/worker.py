@@ -34,7 +34,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env, setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from deployments import anew, trust
+from deployments import anew, records, trust
 from deployments.calls import RESTS, Calls
 from deployments.lasting import outlast_restarts
 from deployments.server import POOL
@@ -243,7 +243,7 @@ async def work(pool: str, limit: int | None = None, rests_after_s: float | None 
     )  # fmt: skip
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     worker.calls, worker.rests_after_s, worker._idle_since = Calls(), rests_after_s, time.monotonic()
-    beside = [asyncio.create_task(worker.calls.listen()), asyncio.create_task(anew.watch(pool))]
+    beside = [asyncio.create_task(what) for what in (worker.calls.listen(), anew.watch(pool), records.watch())]
     code = 0
     try:
         await worker.start(printer=print)
