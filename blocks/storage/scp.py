@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from blocks import names
-from blocks.errors import ConfigError, Conflict, NotFound, OnblockError, SourceVanished
+from blocks.errors import ConfigError, Conflict, NotFound, OnblockError, SourceVanished, UnknownError
 from blocks.storage.base import Features, FileInfo, Session, Upload
 from blocks.storage.scp_files import ScpReader, ScpUpload
 from blocks.storage.scp_host import PRELUDE, ScpHost, mode_of, problem, said, special
@@ -207,6 +207,10 @@ class ScpSession(Session):
                 )
             marks = b" 2>&1\nprintf '\\000%d\\000' $?\n".join([*scripts, b""])
             out = self.host.run(marks + b"exit 0", "cannot give them their final names").split(b"\0")
+            if len(out) != 2 * len(fine) + 1:
+                raise UnknownError(
+                    f"{self.host.storage.address} did not tell of each file whether it has its final name"
+                )
             arrived: list[str] = []
             answers = iter(zip(out[::2], out[1::2], strict=False))
             for n, result in enumerate(done):

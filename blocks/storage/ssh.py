@@ -18,7 +18,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -280,13 +280,16 @@ class Failed(Exception):
 
 class Shell:
     """The `sh` of a login, kept open, for one script after the other. Scripts go in by its standard input, so that no name
-    is ever on a command line; what they run reads nothing. Raises what the channel raises, and Failed."""
+    is ever on a command line; what they run reads nothing. Raises what the channel raises, and Failed.
+
+    An answer that was not read to its end would be taken for the next script's: that shell is ended, and the next script
+    has a new one."""
 
     def __init__(self, connection: Connection, prelude: bytes = b""):
         self._mark = b"\0onblock-" + secrets.token_hex(16).encode() + b" "
-        self._hasten = connection.hasten
-        self._channel = connection.execute(b"sh -s")
-        self._send(b"LC_ALL=C; export LC_ALL\n" + prelude + b"\n")
+        self._connection = connection
+        self._prelude = b"LC_ALL=C; export LC_ALL\n" + prelude + b"\n"
+        self._channel: paramiko.Channel | None = None
 
     def run(self, script: bytes, timeout: float | None = None) -> bytes:
         """The output of a script. `timeout`: seconds that it may be silent, where that is longer than usual."""
@@ -294,11 +297,26 @@ class Shell:
 
     def stream(self, script: bytes, timeout: float | None = None) -> Iterator[bytes]:
         """The output of a script as it comes; read it to its end before the next."""
-        channel, mark = self._channel, self._mark
+        try:
+            status, said = yield from self._answer(script, timeout)
+        except BaseException:  # also of whoever reads no further
+            self.close()
+            raise
+        if status:
+            raise Failed(status, told(said))
+
+    def _answer(self, script: bytes, timeout: float | None) -> Generator[bytes, None, tuple[int, bytes]]:
+        """The output of a script as it comes; its status, and what it said on its error output."""
+        mark = self._mark
         printed = mark.replace(b"\0", b"\\000")
+        prelude = b""
+        if self._channel is None:
+            self._channel, prelude = self._connection.execute(b"sh -s"), self._prelude
+        channel = self._channel
         self._send(
-            b"(:\n" + script + b"\n) </dev/null\nonblock_status=$?\n"
-            b"printf '" + printed + b"' >&2\nprintf '" + printed + b"%d\\n' $onblock_status\n"
+            channel,
+            prelude + b"(:\n" + script + b"\n) </dev/null\nonblock_status=$?\n"
+            b"printf '" + printed + b"' >&2\nprintf '" + printed + b"%d\\n' $onblock_status\n",
         )  # fmt: skip
         usual = channel.gettimeout()
         if timeout is not None:
@@ -310,7 +328,7 @@ class Shell:
                 yield held[:safe]
                 held = held[safe:]
             if not channel.recv_ready():
-                self._hasten()
+                self._connection.hasten()
             held += self._more(channel.recv)
         yield held[:at]
         held = held[at + len(mark) :]
@@ -320,14 +338,14 @@ class Shell:
         while mark not in said[-len(mark) :]:
             said += self._more(channel.recv_stderr)
         channel.settimeout(usual)
-        if status := int(held):
-            raise Failed(status, told(said[: -len(mark)]))
+        return int(held), said[: -len(mark)]
 
-    def _send(self, script: bytes) -> None:
+    @staticmethod
+    def _send(channel: paramiko.Channel, script: bytes) -> None:
         try:
-            self._channel.sendall(script)
+            channel.sendall(script)
         except OSError as error:
-            if not self._channel.closed:
+            if not channel.closed:
                 raise
             raise EOFError from error  # the other side ended the shell before it was read from, or after: the same to us
 
@@ -340,7 +358,9 @@ class Shell:
 
     def close(self) -> None:
         """End the shell, and what it runs."""
-        Connection.drop(self._channel)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            Connection.drop(channel)
 
 
 def exit_status(channel: paramiko.Channel) -> int:

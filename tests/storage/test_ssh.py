@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -14,10 +15,12 @@ import paramiko
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from blocks.errors import AuthError, ConfigError, Kind, OnblockError
+from blocks.errors import AuthError, ConfigError, Kind, NetworkError, OnblockError
 from blocks.storage import ScpStorage, SftpStorage
+from blocks.storage.sftp import SftpSession
 from blocks.storage.ssh import FAILURES, Shell, failure, quote
 from blocks.storage.ssh_login import SshStorage
+from tests.contract.data import begin
 from tests.servers.base import LOOPBACK, free_port
 from tests.servers.faultproxy import FaultProxy
 from tests.servers.sshd import Sshd
@@ -315,6 +318,44 @@ def test_a_hang_in_the_shell_ends(sshd: Sshd) -> None:
     with pytest.raises(TimeoutError):
         Shell(connection).run(b"sleep 60")
     connection.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next_one(sshd: Sshd) -> None:
+    from blocks.storage.ssh import Connection
+
+    pipe = sshd.new_folder() / "pipe"
+    os.mkfifo(pipe)
+    connection = Connection(storage(sshd))
+    shell = Shell(connection, b"onblock_x() { echo mine; }")
+    with pytest.raises(TimeoutError):
+        shell.run(b"cat " + quote(str(pipe)), 0.3)
+    pipe.write_text("late\n")
+    for _ in range(2):
+        assert shell.run(b"onblock_x") == b"mine\n"
+    listing = shell.stream(b"head -c 3000000 /dev/zero")
+    assert next(listing)
+    listing.close()  # nobody wants the rest
+    assert shell.run(b"onblock_x") == b"mine\n"
+    connection.close()
+
+
+@pytest.mark.parametrize("kind", [SftpStorage, ScpStorage])
+def test_a_slow_hash_spoils_no_other_file(sshd: Sshd, kind: type[SftpStorage | ScpStorage]) -> None:
+    """What comes after it in the same session is answered for itself."""
+    root = sshd.new_folder()
+    os.mkfifo(root / "slow")
+    whole = {f"f{n}": os.urandom(2 << 20) for n in range(3)}
+    for name, data in whole.items():
+        (root / name).write_bytes(data)
+    fields = storage(sshd, root=str(root), io_timeout=1).model_dump()
+    with kind(**{name: value for name, value in fields.items() if name in kind.model_fields}).open() as session:
+        asked = session.server if isinstance(session, SftpSession) else session.host
+        with pytest.raises(NetworkError):
+            asked.hash_there(asked.at("slow"), 0, "slow", fresh=False)  # type: ignore[arg-type]
+        (root / "slow").write_text("now it says so")
+        assert {n: session.checksum(n) for n in whole} == {n: hashlib.sha256(d).hexdigest() for n, d in whole.items()}
+        uploads = [begin(session, f"new{n}", b"x") for n in range(3)]
+        assert session.commit_all(uploads) == ["new0", "new1", "new2"]
 
 
 def test_what_is_closed_leaves_no_thread_behind(sshd: Sshd) -> None:
