@@ -321,10 +321,23 @@ class LocalSession(Session):
     ) -> LocalUpload:
         final, full = self.at(path), self._prefix + names.temporary(path, key)
         direct = self.direct and size >= DIRECT_FROM
+        if resume:
+            self._leave_alone_what_is_whole(path, full)
         upload = LocalUpload(self, path, final, full, size, mtime_ns, direct=direct, resume=resume)
         if size >= SMALL or resume:  # small new files are opened when they are written: `push` may do that elsewhere
             upload.open()
         return upload
+
+    @staticmethod
+    def _leave_alone_what_is_whole(path: str, full: str) -> None:
+        """A commit may have been cut between linking and unlinking: what has a second name is whole, and never written to."""
+        try:
+            if os.lstat(full).st_nlink > 1:
+                os.unlink(full)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise os_failure(error, "cannot write there", path) from error
 
     def open_staged(self, path: str, full: str, flags: int, *, direct: bool) -> int:
         """Open a temporary file, and make its folders."""

@@ -213,6 +213,8 @@ class SftpSession(Session):
         mtime_ns: int | None = None,
     ) -> SftpUpload:
         staged = self.server.staged(path, key)
+        if resume and self._may_have_its_final_name(staged, path, size):
+            resume = False
         flags = wire.READ | wire.WRITE | wire.CREATE | (0 if resume else wire.EXCLUSIVE)
         offset, handle = 0, b""
         server = self.server.lane() if size >= LARGE else self.server
@@ -243,6 +245,20 @@ class SftpSession(Session):
                 offset = server.wire.attributes(server.wire.send(Ask.FSTAT, handle)).size
         follower = server.follow(staged) if size >= FOLLOWED and not resume else None
         return SftpUpload(server, path, staged, handle, offset, size, mtime_ns, follower)
+
+    def _may_have_its_final_name(self, staged: bytes, path: str, size: int) -> bool:
+        """Whether what lies there may be the final file as well: a server that dies while it renames, by a second name,
+        leaves both. SFTP does not tell how many names a file has, but both look the same."""
+        with self.server.telling("cannot look at it", path), contextlib.suppress(Refused):  # nothing has that name
+            found = self._seen(staged)
+            return found.size >= size and any(
+                self._seen(self.server.at(name)) == found for name in (path, *names.alternatives(path))
+            )
+        return False
+
+    def _seen(self, full: bytes) -> Attributes:
+        """What has this name. Raises Refused."""
+        return self.server.wire.attributes(self.server.wire.send(Ask.LSTAT, string(full)))
 
     def discard(self, path: str, key: str, journal: str = "") -> None:
         staged = self.server.staged(path, key)

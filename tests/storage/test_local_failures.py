@@ -283,3 +283,22 @@ def test_a_killed_upload_leaves_no_final_name(root: Path, session: LocalSession,
     upload.commit()
     assert final.read_bytes() == payload(KILLED)
     assert files_in(root) == {"d/file"}
+
+
+def test_a_staged_file_that_is_whole_already_is_not_written_over(root: Path, session: LocalSession) -> None:
+    """Where a file system renames by a second name, one that dies in between leaves both."""
+    data = payload(9 * MIB)
+    upload = begin(session, "file", data, key="1")
+    upload.keep()
+    os.link(upload.staged, root / "file")  # type: ignore[attr-defined]
+    session.rekey("file", "1", "2")
+    upload = session.upload("file", len(data), key="2", resume=True)
+    assert upload.offset == 0
+    upload.write(memoryview(b"another"))
+    upload.rewind(0)
+    upload.seal()
+    assert (root / "file").read_bytes() == data
+    with pytest.raises(Conflict):
+        upload.commit()
+    upload.abort()
+    assert files_in(root) == {"file"}

@@ -247,18 +247,25 @@ def test_what_a_folder_at_the_final_name_does(sshd: Sshd) -> None:
         assert listing(session) == {"a/b"}
 
 
-def test_a_staged_file_that_is_whole_already_is_not_written_over(sshd: Sshd) -> None:
+@pytest.mark.parametrize("user", ["xfer", "sftponly"])
+@pytest.mark.parametrize("size", [3, 40 * MIB])
+def test_a_staged_file_that_is_whole_already_is_not_written_over(sshd: Sshd, user: str, size: int) -> None:
     """The server renames by a second name: should it die in between, the next attempt must leave the first alone."""
-    root = sshd.new_folder()
-    with sftp(sshd, root).open() as session:
-        upload = begin(session, "file", b"whole", key="k")
-        upload.seal()
-        upload.settle()
-        os.link(os.fsencode(root) + b"/" + upload.staged.rpartition(b"/")[2], root / "file")
-        again = session.upload("file", 3, key="k")
-        again.write(memoryview(b"new"))
-        again.abort()
-    assert (root / "file").read_bytes() == b"whole"
+    root, data = sshd.new_folder(), payload(size)
+    with sftp(sshd, root, user=user).open() as session:
+        (root / "taken").write_bytes(b"another")
+        for name, final, resume in (("new", "new", False), ("resumed", "resumed", True), ("taken", "taken~2", True)):
+            upload = begin(session, name, data, key="k")
+            upload.keep()
+            os.link(os.fsencode(root) + b"/" + upload.staged.rpartition(b"/")[2], root / final)
+            session.rekey(name, "k", "l")
+            again = session.upload(name, size, key="l", resume=resume)
+            assert again.offset == 0
+            again.write(memoryview(b"new"))
+            again.rewind(1)
+            again.abort()
+            assert (root / final).read_bytes() == data
+        assert listing(session) == {"new", "resumed", "taken", "taken~2"}
 
 
 def test_replace_without_posix_rename(sshd: Sshd) -> None:
