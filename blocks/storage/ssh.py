@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 import paramiko
-from paramiko.hostkeys import HostKeyEntry
+from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from paramiko.ssh_exception import IncompatiblePeer
 
 from blocks import names
@@ -405,7 +405,13 @@ def _known_keys(storage: SshStorage) -> list[paramiko.PKey]:
     name = storage.host if storage.port == 22 else f"[{storage.host}]:{storage.port}"
     try:
         entries = paramiko.HostKeys(str(path)).lookup(name) if path.exists() else None
-    except (OSError, paramiko.SSHException) as error:
+    except InvalidHostKey as error:
+        with path.open(errors="replace") as lines:
+            number = next((n for n, line in enumerate(lines, 1) if line.strip() == error.line), 0)
+        raise ConfigError(
+            f"the key in line {number} of known_hosts {path} is damaged", remedy=f"correct or remove it in {path}"
+        ) from error
+    except (OSError, UnicodeDecodeError, paramiko.SSHException) as error:
         raise ConfigError(f"cannot read known_hosts {path}: {error}", remedy="correct `known_hosts`") from error
     return [entries[kind] for kind in entries.keys()] if entries else []  # noqa: SIM118  it is no dict
 
@@ -436,9 +442,11 @@ def _check_host_key(storage: SshStorage, presented: paramiko.PKey, known: list[p
     name = storage.host if storage.port == 22 else f"[{storage.host}]:{storage.port}"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:  # one write: other processes append to the file too
-            os.write(fd, f"{name} {kind} {presented.get_base64()}\n".encode("ascii"))
+            size = os.fstat(fd).st_size
+            begin = b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""  # editors may leave it out
+            os.write(fd, begin + f"{name} {kind} {presented.get_base64()}\n".encode("ascii"))
         finally:
             os.close(fd)
     except OSError as error:

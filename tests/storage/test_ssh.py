@@ -210,6 +210,25 @@ def test_a_new_key_is_accepted_once_where_that_is_asked_for(sshd: Sshd, tmp_path
     assert works(storage(sshd, known_hosts=str(known)))
 
 
+def test_a_new_key_gets_a_line_of_its_own(sshd: Sshd, tmp_path: Path) -> None:
+    """Also where somebody's editor has left the last line without its end."""
+    other = " ".join((_a_key(sshd, "another").with_suffix(".pub")).read_text().split()[:2])
+    known = tmp_path / "known_hosts"
+    known.write_text(f"other {other}")
+    for _ in range(2):
+        assert works(storage(sshd, known_hosts=str(known), accept_new_host_key=True))
+    assert known.read_text() == f"other {other}\n" + Path(sshd.info["known_hosts"]).read_text()
+
+
+def test_a_damaged_known_hosts_file_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    for bad, word in ((b"nas ssh-ed25519 AAAA=A", "line 3"), (b"# K\xfcche", "decode")):
+        known.write_bytes(Path(sshd.info["known_hosts"]).read_bytes() + b"\n" + bad + b"\n")
+        with pytest.raises(ConfigError) as caught:
+            storage(sshd, known_hosts=str(known)).open()
+        assert str(known) in str(caught.value) and word in str(caught.value) and "known_hosts" in caught.value.todo
+
+
 def test_a_hashed_known_hosts_file(sshd: Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.write_text("# a comment\n\n" + Path(sshd.info["known_hosts"]).read_text())
