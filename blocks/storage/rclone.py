@@ -124,8 +124,8 @@ class RcloneSession(Session):
         self._keeps = not able.get("SlowHash")  # hashes with its files; who has none reads them for it (disk, SFTP)
         self._proof = next((kind for kind in _PROOFS if kind in self._hashes), "") if self._keeps else ""
         self.features = Features(
-            atomic_rename=True, resume_read=True, staged_digest=True, server_checksums=tuple(sorted(self._hashes)),
-            parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20, bulk_limits=True,
+            atomic_rename=True, resume_read=True, proven_reads=bool(self._proof), staged_digest=True,
+            server_checksums=tuple(sorted(self._hashes)), parallel=2, bulk_push=True, bulk_pull=True, bulk_below=32 << 20, bulk_limits=True,
         )  # fmt: skip
         self._shown = daemon.roots.get(self.fs, True)
         if self.fs not in daemon.roots:

@@ -60,64 +60,83 @@ class Remote(Protocol):
 
 class RcloneReader(Reader):
     """One file, by one HTTP answer of the daemon. Read from its begin to its end it is held against the hash `proof`
-    that the far side keeps; "" for none."""
+    that the far side keeps, "" for none; what comes before `offset` may be shown first, and nothing is asked meanwhile."""
 
     def __init__(self, session: Remote, path: str, offset: int = 0, proof: str = ""):
-        self.path, self._session = path, session
-        self._proof = hashlib.new(proof) if proof and not offset else None
+        self.path, self._session, self._offset = path, session, offset
+        self._waiting = hashlib.new(proof) if proof else None
+        self._proof = None if offset else self._waiting
         self._size = 0  # of what has come
         self._stack = contextlib.ExitStack()
-        self._wire = self._stack.enter_context(session.wire())
+        self._wire: Wire | None = None
+        if not offset:
+            self._open()
+
+    def _open(self) -> None:
+        path, session, offset = self.path, self._session, self._offset
+        wire = self._stack.enter_context(session.wire())
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         try:
             try:
-                self._wire.request(
+                wire.request(
                     "GET", f"/{quote(f'[{session.fs}]', safe='')}/{quote(session.encode(path))}", None, headers
                 )
-                self._answer = self._wire.getresponse()
+                self._answer = wire.getresponse()
             except (OSError, http.client.HTTPException) as error:
-                raise self._wire.broken(error, "cannot open it", path) from error
+                raise wire.broken(error, "cannot open it", path) from error
             if self._answer.status not in (200, 206, 416):
                 answer(self._answer.status, self._answer.read(), "cannot open it", path)
         except NotFound as error:
             self._stack.close()
             raise SourceVanished("is no longer there", path=path) from error
         except BaseException:
-            self._wire.close()
+            wire.close()
             self._stack.close()
             raise
+        self._wire = wire
         self._left = self._answer.length if self._answer.status != 416 else 0
         if offset and self._answer.status == 200:
-            self._skip(offset)
+            self._skip(wire, offset)
 
-    def _skip(self, count: int) -> None:
+    def _skip(self, wire: Wire, count: int) -> None:
         buffer = memoryview(bytearray(min(count, 1 << 20)))
-        while count and (n := self.readinto(buffer[: min(count, len(buffer))])):
+        while count and (n := self._receive(wire, buffer[: min(count, len(buffer))])):
             count -= n
 
+    def before(self, view: memoryview) -> None:
+        self._proof = self._waiting
+        if self._proof is not None:
+            self._proof.update(view)
+            self._size += len(view)
+
     def readinto(self, buffer: Buffer) -> int:
+        if self._wire is None:
+            self._open()
+        assert self._wire is not None
         view, got = memoryview(buffer), 0
-        if self._left == 0:
-            return 0
-        try:
-            while got < len(view):
-                n = self._answer.readinto(view[got:])
-                if not n:
-                    break
-                if self._proof is not None:
-                    self._proof.update(view[got : got + n])
-                got += n
-        except (OSError, http.client.HTTPException) as error:
-            raise self._wire.broken(error, "the reading broke off", self.path) from error
-        if self._left is not None:
-            self._left -= got
-            if got < len(view) and self._left:
-                self._wire.close()
-                raise NetworkError(f"ended {self._left} bytes too early", path=self.path)
+        while got < len(view) and (n := self._receive(self._wire, view[got:])):
+            if self._proof is not None:
+                self._proof.update(view[got : got + n])
+            got += n
         self._size += got
         if self._left == 0 or got < len(view):
             self._compare()
         return got
+
+    def _receive(self, wire: Wire, view: memoryview) -> int:
+        """Some of the next bytes; none at the end."""
+        if self._left == 0:
+            return 0
+        try:
+            n = self._answer.readinto(view)
+        except (OSError, http.client.HTTPException) as error:
+            raise wire.broken(error, "the reading broke off", self.path) from error
+        if self._left is not None:
+            self._left -= n
+            if not n:
+                wire.close()
+                raise NetworkError(f"ended {self._left} bytes too early", path=self.path)
+        return n
 
     def _compare(self) -> None:
         """Whether what came is what lies there: TCP alone lets a flipped bit through."""
@@ -143,6 +162,8 @@ class RcloneReader(Reader):
             raise SourceVanished("was removed or renamed while it was read", path=self.path) from error
 
     def close(self) -> None:
+        if self._wire is None:
+            return
         if not self._answer.isclosed() and (self._left is None or self._left):
             self._wire.close()
         elif not self._answer.isclosed():

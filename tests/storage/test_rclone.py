@@ -431,6 +431,17 @@ def test_a_bit_that_flips_on_the_way_from_s3_is_seen(
             fetch(session, "large")
         assert caught.value.path == "large"
         assert fetch(session, "large") == payload(3 * MIB + 1)
+        for turned, whole in ((0, True), (1, False)):  # what goes on in the middle, shown what came before
+            with session.read("large", 2 * MIB) as reader:
+                first = bytearray(payload(3 * MIB + 1)[: 2 * MIB])
+                first[-1] ^= turned
+                reader.before(memoryview(first))
+                rest = bytearray(2 * MIB)
+                if whole:
+                    assert rest[: reader.readinto(rest)] == payload(3 * MIB + 1)[2 * MIB :]
+                else:
+                    with pytest.raises(HashMismatch):
+                        reader.readinto(rest)
         wanted = [(f"{n}", str(tmp_path / f"{n}")) for n in range(12)]
         proxy.corrupt_at, proxy.only_first, proxy.strikes = (150_000, "down"), 1, 0
         proxy.reset_all()
