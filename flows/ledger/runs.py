@@ -7,13 +7,18 @@ and judged by the clock of the database. What runs do with their rows is in `sto
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, and_, delete, insert, or_, select, update
 
 from flows.ledger.connections import Connections, now_ms, pages
 from flows.ledger.models import File, Offer, Run
+from flows.ledger.rows import Claim
 from flows.ledger.states import ACTIVE, State, check_moves
 from flows.ledger.wishes import fulfil
 from flows.ledger.worker import is_alive, is_of_an_earlier_boot, this_worker
@@ -25,8 +30,22 @@ HEARTBEAT_S = 10.0
 AMISS = ("failed", "blocked", "deferred", "problems")
 """What says in a transfer's summary that not everything is where it belongs."""
 
-_at_work: set[str] = set()
+
+@dataclass
+class Lease:
+    """When it was last renewed (`awake_ms`, before the ledger was asked), and how often that was too late."""
+
+    renewed: int
+    lapses: int = 0
+
+
+_at_work: dict[str, Lease] = {}
 """Runs of this process that have begun and not ended: a process that lives on does not hold the rows of its past."""
+
+
+def awake_ms() -> int:
+    """Milliseconds since this machine was started, those that it slept included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 class Recovered(NamedTuple):
@@ -48,6 +67,7 @@ class Runs(Connections):
     ) -> str:  # fmt: skip
         """Enter a run; its id. `leader` is the run that it helps."""
         run_id = str(uuid.uuid4())
+        asked = awake_ms()
         with self._write() as c:
             now = self._now(c)
             c.execute(
@@ -56,21 +76,44 @@ class Runs(Connections):
                     started_at=now, heartbeat_at=now, leader_id=leader,
                 )
             )  # fmt: skip
-        _at_work.add(run_id)
+        _at_work[run_id] = Lease(asked)
         return run_id
 
     def heartbeat(self, run_id: str) -> None:
         """Renew the lease of all rows that the run holds. One that was declared dead, and only slept, is alive again."""
-        with self._write() as c:
-            self._renew(c, run_id)
+        with self._renewing(run_id):
+            pass
 
-    def _renew(self, c: Connection, run_id: str) -> None:
-        alive = update(Run).where(Run.id == run_id, Run.summary.is_(None))  # it has one when it has really ended
-        c.execute(alive.values(heartbeat_at=self._clock(), ended_at=None))
+    @contextmanager
+    def _renewing(self, run_id: str) -> Iterator[Connection]:
+        """A transaction that renews the lease of a run."""
+        with self._write() as c:
+            asked = awake_ms()
+            alive = update(Run).where(Run.id == run_id, Run.summary.is_(None))  # it has one when it has really ended
+            c.execute(alive.values(heartbeat_at=self._clock(), ended_at=None))
+            yield c
+        if (lease := _at_work.get(run_id)) is not None:
+            lease.lapses += asked - lease.renewed > LEASE_MS
+            lease.renewed = asked
+
+    def lapses(self, run_id: str) -> int:
+        """How often the lease of a run of this process has lapsed, now included. If the number is another than before a
+        claim, others may have taken the rows since: the machine slept, or the ledger was out of reach."""
+        lease = _at_work.get(run_id)
+        return 0 if lease is None else lease.lapses + (awake_ms() - lease.renewed > LEASE_MS)
+
+    def still_held(self, claims: Collection[Claim]) -> set[int]:
+        """The ids of those rows that nobody else has taken, or may take."""
+        held: set[int] = set()
+        attempts = {claim.id: claim.attempt for claim in claims}
+        for page in pages(list(attempts)):
+            mine = select(File.id, File.attempt).where(self._among(File.id, page), File.state.in_(ACTIVE))
+            held.update(r.id for r in self.read_all(mine) if r.attempt == attempts[r.id])
+        return held
 
     def end_run(self, run_id: str, summary: dict[str, Any]) -> None:
         """The run is over: rows it still holds are free again."""
-        _at_work.discard(run_id)
+        _at_work.pop(run_id, None)
         with self._write() as c:
             told = {"ended_at": self._clock(), "summary": json.dumps(summary), **_counted(summary)}
             c.execute(update(Run).where(Run.id == run_id).values(told))

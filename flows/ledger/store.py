@@ -334,8 +334,7 @@ class Ledger(Manifests, Berths, Turns, Offers, Looking, Wishes, Overrides, Proof
         """`before` is filled with what was taken, in case nobody hears of the commit."""
         taken: dict[int, Claim] = {}
         free = sources(to) & {State.QUEUED, State.FETCHED, State.PROCESSED}
-        with self._write() as c:
-            self._renew(c, run_id)  # whoever holds rows has a lease
+        with self._renewing(run_id) as c:  # whoever holds rows has a lease
             now = now_ms()
             for page in self._lock_ids(c, row_ids):
                 among = self._among(File.id, page)

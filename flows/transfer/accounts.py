@@ -55,6 +55,7 @@ class Accounts:
         self._again: set[int] = set()  # rows whose files did not arrive as they were read, and are sent once more
         self._counted: set[int] = set()  # rows whose bytes were counted while they were on their way
         self._outcomes: list[Outcome] = []
+        self._lapses = run.ledger.lapses(run.id)  # as of the last look
         self._judged = 0  # `Gate.withdrawn`, as of the last look
         self._holds: dict[int, tuple[str, Hold]] = {}  # by way: where room is reserved, and how much
         # what stopped answering, a destination or the source: the rest of the shipment does not wait for it
@@ -66,10 +67,26 @@ class Accounts:
         journal.token = self._uploads[leg.row_id].journal
         at = journal.checkpoints[-1][0] if journal.checkpoints else 0
         if not self.run.ledger.note(self._claims[leg.row_id], at, journal.text()):
-            log.warning("another run has taken %s over", leg.dest_path)
-            del self._claims[leg.row_id], self._journals[leg.row_id]
-            self.elsewhere += 1
-            self._abort(leg.row_id)
+            self._lost(leg.row_id)
+
+    def _lost(self, row_id: int) -> None:
+        log.warning("another run has taken row %d over", row_id)
+        del self._claims[row_id]
+        self._journals.pop(row_id, None)
+        self.elsewhere += 1
+        self._abort(row_id)
+
+    def _lost_some(self) -> bool:
+        """Give up the rows that another run has taken while our lease had lapsed; whether it was looked at. To be asked
+        before each write: who takes a file over goes on writing in the same one, and may have committed it. What is
+        written at the very moment this machine falls asleep is not told."""
+        run, looked = self.run, False
+        while (lapses := run.ledger.lapses(run.id)) != self._lapses:
+            self._lapses, looked = lapses, True
+            run.ledger.heartbeat(run.id)  # from now on nobody takes any
+            for row_id in self._claims.keys() - run.ledger.still_held(self._claims.values()):
+                self._lost(row_id)
+        return looked
 
     def _done(self, leg: Leg, file: FileInfo, sha256: str, state: State, path: str, verified_by: str) -> None:
         claim = self._claims.pop(leg.row_id)

@@ -50,7 +50,7 @@ class Delivery(Staging):
                 self._source = stack.enter_context(bulk.fetched(run, source, files))
                 self._prove_committed()
                 staged = self._stage_all()
-                if self._judge_again():
+                if self._lost_some() | self._judge_again():
                     staged = [s for s in staged if s.leg.row_id in self._claims]
                 # with dedup by content, no two shipments may decide at once
                 with run.content_lock if self.job.dedup is Dedup.CONTENT else nullcontext():

@@ -300,7 +300,8 @@ class Staging(Accounts):
                 log.warning("%s: what an earlier attempt left is damaged; sent from its beginning", file.path)
                 start = 0
         if not start:
-            for upload in uploads:
+            self._heed(file, legs)  # reading it back took its time
+            for upload in (self._uploads[leg.row_id] for leg in legs):
                 if upload.offset:
                     upload.rewind(0)
         if found is None:
@@ -403,7 +404,7 @@ class Staging(Accounts):
         """Take out the legs of a file that somebody wants paused or cancelled, or that may not pass any more. Raises
         Cancelled if the run is stopped."""
         self._check_stop(file)
-        if self._judge_again():
+        if self._lost_some() | self._judge_again():
             legs[:] = [leg for leg in legs if leg.row_id in self._claims]
         if not (self.run.wishes or self.run.held):
             return

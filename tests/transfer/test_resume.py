@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from pathlib import Path
@@ -11,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blocks.errors import Cancelled
-from flows.ledger import Ledger
+from blocks.storage import LocalStorage
+from flows.ledger import Ledger, runs
 from flows.transfer import senders
 from flows.transfer.progress import Receipt
 from flows.transfer.resume import CHECKPOINT, Committed, Journal, last_checkpoint
 from flows.transfer.run import TransferRun
-from flows.transfer.shipment import Shipment
+from flows.transfer.shipment import Shipment, staging_key
 from tests.faults.breaking import BreakingStorage, broken
+from tests.ledger.crowd import elsewhere
 from tests.transfer.conftest import Bench
 
 MIB = 1 << 20
@@ -211,6 +214,45 @@ def test_nobody_notes_for_a_row_that_another_run_took(
         summary = bench.run(destinations=[to])
         assert summary["delivered"] == 0
     assert bench.files() == {}
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_run_that_sleeps_in_the_middle_of_a_file(
+    bench: Bench, content: bytes, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """Another run goes on in the same file, proves it and gives it its final name: what the sleeper still holds open is
+    the final file. Where nobody has taken it, the sleeper goes on."""
+    source = bench.put("clip.mp4", content)
+    was, slept = os.stat(source), 0
+    to = BreakingStorage.at(bench.archive)
+    monkeypatch.setattr("flows.transfer.run.JOURNAL_S", 1e9)  # it does not happen to write down how far it is
+    monkeypatch.setattr("flows.ledger.runs.awake_ms", lambda now=runs.awake_ms: now() + slept)
+
+    def sleep() -> None:
+        nonlocal slept
+        slept += runs.LEASE_MS + 1
+        if not taken:
+            return
+        with Ledger.open() as ledger, LocalStorage(root=str(bench.archive)).open() as session:
+            (row,) = ledger.files()
+            elsewhere(ledger, row["run_id"], silent_s=61)
+            assert ledger.recover() == 1
+            ledger.claim(ledger.begin_run("job", flight=None, device=None), [row["id"]])
+            version = (was.st_size, was.st_mtime_ns, "")
+            old, new = (staging_key("clip.mp4", version, attempt) for attempt in (1, 2))
+            session.rekey("clip.mp4", old, new)
+            upload = session.upload("clip.mp4", SIZE, key=new, resume=True)
+            upload.rewind(16 * MIB)
+            upload.write(memoryview(content)[16 * MIB :])
+            upload.commit()
+        source.write_bytes(bytes(SIZE))  # and the card is used again
+        os.utime(source, ns=(was.st_mtime_ns, was.st_mtime_ns))
+
+    to.cable.at = {24 * MIB: sleep}
+    summary = bench.run(destinations=[to])
+    assert bench.files() == {"clip.mp4": content}
+    assert (summary["delivered"], summary["deferred"], summary["failed"]) == (int(not taken), int(taken), 0)
+    assert to.cable.written < (24 * MIB if taken else SIZE) + 1000  # (it also writes the manifest)
 
 
 # -- values ---------------------------------------------------------------------------------------------------------
