@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from threading import Lock
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from blocks.errors import ConfigError, Conflict, HashMismatch, UnknownError
+from blocks.errors import ConfigError, Conflict, HashMismatch, SourceChanged, UnknownError
 from blocks.storage.base import Upload
 from blocks.storage.s3_bucket import MIB, Bucket
 from blocks.storage.s3_proof import PART_SIZE, b64, combined, crc64nvme, is_md5
@@ -492,6 +492,8 @@ class S3Upload(Upload):
         else:
             wrong = bucket.is_md5(etag, answer) and etag != hashlib.md5(data, usedforsecurity=False).hexdigest()
         if wrong:
+            with suppress(SourceChanged):  # then it is no longer ours
+                bucket.delete_version(key, etag, name)
             raise HashMismatch("arrived with another checksum than it was sent with", path=name)
 
     def keep(self) -> None:

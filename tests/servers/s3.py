@@ -140,13 +140,13 @@ class SmallDisk(_S3):
         return self._told(port, access, secret)
 
 
-Meddled = Callable[[bytes], bytes] | tuple[int, bytes] | Literal["break"] | None
+Meddled = Callable[[bytes], bytes] | tuple[int, bytes] | dict[str, str] | Literal["break"] | None
 
 
 class S3Front(Server):
     """Stands before an S3 server and meddles by requests, where a FaultProxy goes by bytes. `meddle(method, path with query,
     headers)` (names in lower case) says what becomes of each: None, it passes; a function, what it brings passes through it, or of a GET what
-    comes back; (status, body), that is the answer; "break", the connection ends without one."""
+    comes back; (status, body), that is the answer; headers, the answer has these; "break", the connection ends without one."""
 
     meddle: Callable[[str, str, dict[str, str]], Meddled] = staticmethod(lambda method, path, headers: None)
 
@@ -178,7 +178,8 @@ class S3Front(Server):
                 data = answer.read()
                 if callable(what) and not body:
                     data = what(data)
-                self.reply(answer.status, dict(answer.getheaders()), data)
+                headers = {name.lower(): value for name, value in answer.getheaders()}
+                self.reply(answer.status, headers | (what if isinstance(what, dict) else {}), data)
                 connection.close()
 
             def reply(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -134,6 +134,26 @@ def test_hurt_as_often_as_a_request_is_sent(bench: Bench, front: S3Front, size: 
     assert objects(archive) == {"clip.mp4": data}
 
 
+def test_the_server_says_that_it_has_something_else(bench: Bench, front: S3Front) -> None:
+    """It did not hold what came against what it was told: what it wrote under the final name does not stay there."""
+    archive, removed = storage(front), list[str]()
+    bench.put("clip.mp4", payload(100_000))
+    said = (
+        {"etag": f'"{"0" * 32}"'} if isinstance(front.behind, OldMinIO) else {"x-amz-checksum-sha256": "A" * 43 + "="}
+    )
+    once = times(1, "PUT", "clip.mp4", said)
+
+    def meddle(method: str, path: str, headers: Mapping[str, str]) -> Meddled:
+        if method == "DELETE" and path.endswith("clip.mp4"):
+            removed.append(path)
+        return once(method, path, headers)
+
+    front.meddle = meddle
+    summary = bench.run(destinations=[archive])
+    assert (summary["delivered"], summary["failed"], len(removed)) == (1, 0, 1)
+    assert objects(archive) == {"clip.mp4": payload(100_000)}
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_hurt_only_while_it_is_read_back(bench: Bench, front: S3Front, size: int) -> None:
     """What lies there is whole: it is looked at once more, and left where it is."""
