@@ -4,7 +4,7 @@ An object is never there in part: a PutObject or a completion makes it whole or 
 
 How a large upload is found again: its journal is `<part size> <checksum> <upload id> <key>`, kept by whoever keeps
 journals, and in a small object beside the final name (`names.temporary`), since S3 tells of an unfinished upload neither
-who began it nor for what.
+who began it nor for what. Over 500 lines, as a multipart upload and the file that goes by it end only together.
 """
 
 from __future__ import annotations
