@@ -368,8 +368,19 @@ class HadoopCliSession(Session):
         folders, self._emptied = self._emptied, []
         self.remove(folders)
 
+    def put_back(self, folder: str, final: str, path: str) -> None:
+        """Of a commit that was cut off when it had moved the old file aside and not yet brought the new one: the old one
+        gets its name back."""
+        old = _aside(folder, final)
+        aside, there = self.stats([old, final])
+        if aside is not None and there is None:
+            self.hadoop.must("cannot move the old file back", path, "-mv", escape(old), escape(final))
+
     def discard(self, path: str, key: str, journal: str = "") -> None:
-        self.remove([names.temporary(self.at(path), key)])
+        full = self.at(path)
+        folder = names.temporary(full, key)
+        self.put_back(folder, full, path)
+        self.remove([folder])
 
     def rekey(self, path: str, key: str, to: str) -> None:
         full = self.at(path)
@@ -484,6 +495,11 @@ class HadoopCliSession(Session):
         self.tidy()
 
 
+def _aside(folder: str, final: str) -> str:
+    """Where the file that is to be replaced lies for a moment."""
+    return f"{folder}/{names.temporary(final, 'old').rpartition('/')[2]}"
+
+
 def _until_nul(running: Running, timeout: float) -> Iterator[str]:
     """The names that `-find -print0` prints, as they come."""
     rest = b""
@@ -560,6 +576,7 @@ class HadoopCliUpload(Upload):
         self.staged = f"{folder}/{final.rpartition('/')[2]}"
         self._session = session
         self._begun = False  # something lies there, and it is ours
+        self._replaced = ""  # the final name whose old file lies aside
         self._size = 0
         self._running: Running | None = None
         self._sha256 = hashlib.sha256()
@@ -569,7 +586,13 @@ class HadoopCliUpload(Upload):
 
     def take_up(self) -> None:
         """Go on with what an earlier upload left."""
-        (found,) = self._session.stats([self.staged])
+        old = _aside(self.folder, self.final)
+        found, aside, there = self._session.stats([self.staged, old, self.final])
+        if aside is not None:
+            if there is None:
+                self._session.put_back(self.folder, self.final, self.path)
+            else:
+                self._session.remove([old])
         if found is not None:
             self._begun, self._size, self.offset = True, found[1], found[1]
             if self._size:
@@ -706,21 +729,23 @@ class HadoopCliUpload(Upload):
             self.staged = target
         if folder != self.folder.rpartition("/")[0]:
             hadoop.must("cannot make the folder", name, "-mkdir", "-p", escape(folder))
-        old, aside = f"{self.folder}/.old", False
+        old = _aside(self.folder, final)
         if replace:  # aside first: `-mv` never overwrites, and what is there stays whole
             (there,) = session.stats([final])
             if there is not None and there[0] != "regular file":
                 raise Conflict(f"a {there[0]} is at the final name", path=name)
             if there is not None:
+                self._replaced = final
                 hadoop.must("cannot move the old file aside", name, "-mv", escape(final), escape(old))
-                aside = True
         (error,) = session.move_into(folder, [(self.staged, final, name)])
         if error is not None:
-            if aside:
-                hadoop.must("cannot move the old file back", name, "-mv", escape(old), escape(final))
+            if self._replaced:
+                session.put_back(self.folder, final, name)
+                self._replaced = ""
             raise error
         self.path, self.final = name, final
-        if aside:
+        if self._replaced:
+            self._replaced = ""
             session.remove([self.folder])
         else:
             session.emptied(self.folder)
@@ -734,5 +759,7 @@ class HadoopCliUpload(Upload):
         if self._running is not None:
             self._running.kill()
             self._running = None
+        if self._replaced:
+            self._session.put_back(self.folder, self._replaced, self.path)
         if self._begun:
             self._session.remove([self.folder])

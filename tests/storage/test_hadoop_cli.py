@@ -342,6 +342,69 @@ def test_a_program_killed_in_mid_file(hdfs_cluster: Hdfs) -> None:
     assert place.everything() == {"f"}
 
 
+@pytest.mark.parametrize("after", ["discarded", "resumed", "aborted"])
+def test_a_replacement_cut_off_in_the_middle_leaves_the_old_file(
+    hdfs_cluster: Hdfs, tmp_path: Path, after: str
+) -> None:
+    """HDFS falls silent, or we are killed, when the old file is aside and the new one is not there: it gets its name back."""
+    block = storage(hdfs_cluster)
+    place = HdfsPlace(block, hdfs_cluster, block.root)
+    place.put("d/.old", b"the old one")
+    (script := tmp_path / "hadoop").write_text(
+        f"""#!/bin/sh
+[ -e {tmp_path}/silent ] && {{ echo "mv: Connection refused" >&2; exit 1; }}
+case " $* " in *" -mv {block.root}/d/.old "*) touch {tmp_path}/silent;; esac
+exec {block.program} "$@"
+"""
+    )
+    script.chmod(0o755)
+    with HadoopCliSession(block.model_copy(update={"program": str(script)})) as session:
+        upload = begin(session, "d/.old", b"new and better", key="k")
+        with pytest.raises(NetworkError):
+            upload.commit(replace=True)
+        assert place.get("d/.old") is None
+        with pytest.raises(NetworkError):
+            upload.abort()
+        (tmp_path / "silent").unlink()
+        if after == "aborted":
+            upload.abort()
+    with block.open() as session:
+        if after == "discarded":
+            session.discard("d/.old", "k")
+        if after == "resumed":
+            session.rekey("d/.old", "k", "k2")
+            again = session.upload("d/.old", 14, key="k2", resume=True)
+            assert place.get("d/.old") == b"the old one"
+            assert again.offset == 14
+            again.commit(replace=True)
+    assert place.get("d/.old") == (b"new and better" if after == "resumed" else b"the old one")
+    assert place.everything() == {"d/.old"}
+
+
+def test_a_replacement_cut_off_at_its_end_leaves_the_new_file(hdfs_cluster: Hdfs, tmp_path: Path) -> None:
+    block = storage(hdfs_cluster)
+    place = HdfsPlace(block, hdfs_cluster, block.root)
+    place.put("d/f", b"the old one")
+    (script := tmp_path / "hadoop").write_text(
+        f"""#!/bin/sh
+case " $* " in *" -rm "*.part/* | *" -rm "*) [ -e {tmp_path}/late ] && exit 1;; esac
+exec {block.program} "$@"
+"""
+    )
+    script.chmod(0o755)
+    session = HadoopCliSession(block.model_copy(update={"program": str(script)}))
+    upload = begin(session, "d/f", b"new and better", key="k")
+    upload.seal()
+    (tmp_path / "late").touch()
+    with pytest.raises(OnblockError):
+        upload.commit(replace=True)
+    assert place.get("d/f") == b"new and better"
+    with block.open() as session:
+        session.discard("d/f", "k")
+    assert place.get("d/f") == b"new and better"
+    assert place.everything() == {"d/f"}
+
+
 # -- Kerberos ---------------------------------------------------------------------------------------------------------
 
 
