@@ -32,6 +32,7 @@ from blocks.errors import (
     UnknownError,
 )  # fmt: skip
 from blocks.storage import kerberos
+from blocks.storage.program import without_names
 
 ARGUMENTS = 96 << 10
 """Bytes of names in one call; the kernel takes 2 MiB with the environment."""
@@ -83,8 +84,9 @@ def failure(complaint: str, code: int, doing: str, path: str = "") -> OnblockErr
     if code < 0 or code in (130, 137, 143):
         number = -code if code < 0 else code - 128
         return UnknownError(f"{doing}: `hadoop` was ended by {signal.Signals(number).name}", path=path)
+    meant = without_names(complaint, path)
     for pattern, kind, remedy in MESSAGES:
-        if re.search(pattern, complaint):
+        if re.search(pattern, meant):
             return kind(f"{doing}: {said}", path=path, remedy=remedy)
     return UnknownError(f"{doing}: {said}", path=path)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -28,6 +29,24 @@ KEPT = 64 << 10
 """Bytes of a program's standard error that are kept: the last ones."""
 _LEASH = 'read -r _; [ -z "$1" ] || rm -rf -- "$1"; kill -KILL 0'
 """What waits beside a program: when onblock dies its pipe ends, and the whole group with it. Secrets on disk go too."""
+
+
+def without_names(said: str, *known: str) -> str:
+    """What a program said, without the names in it: what a file is called tells nothing of what went wrong with it.
+
+    `known` are the paths it was asked about; others are told by their quotes, or by the slash they begin with.
+    """
+    parts = {part.strip("/") for path in known for part in (path, *path.rpartition("/"))} - {""}
+    for name in sorted(parts, key=len, reverse=True):
+        before = r"(?<!\w)" if "/" in name else r"(?<=[^\s\w])(?<!\bi/)(?<!input/)"  # "i/o timeout" is no file
+        said = re.sub(rf"{before}{re.escape(name)}(?=[/:\"'`)\]]|$)", "...", said)
+    return _NAMED.sub("...", _QUOTED.sub(lambda m: "..." if "/" in m[0].replace("i/o ", "") else m[0], said))
+
+
+_NAMED = re.compile(r"\b\w+://\S*[^\s:\"']|(?<![^\s=])/\S*[^\s:]")
+"""An address, an absolute path up to its first blank."""
+_QUOTED = re.compile(r"""(?<!\w)"(?:[^"\\]|\\.)*"|(?<!\w)[`'][^`'\n]*'(?!\w)""")
+"""A word in quotes, which is a name if there is a slash in it."""
 
 
 class Program:

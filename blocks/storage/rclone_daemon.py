@@ -17,6 +17,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from blocks.errors import (
     ToolMissing,
     UnknownError,
 )  # fmt: skip
-from blocks.storage.program import Program, find
+from blocks.storage.program import Program, find, without_names
 
 log = logging.getLogger("onblock.rclone")
 
@@ -52,14 +53,23 @@ EXIT_CODES: dict[int, type[OnblockError]] = {
 }
 """rclone's documented exit codes. What it said goes before the number: see `SAID`."""
 
+
+def _status(*numbers: int) -> str:
+    """A pattern for an HTTP status where it is said to be one: a number alone is a port, or a part of a name."""
+    any_of = "|".join(map(str, numbers))
+    return rf"\b(?:status|code|error|response|http(?:/[\d.]+)?)(?:\W?code)?\W{{0,2}}(?:{any_of})\b|\((?:{any_of})[ )]"
+
+
 SAID: list[tuple[str, type[OnblockError]]] = [
     (r"source file is being updated", SourceChanged),
     (r"no space left on device|insufficient storage|quota (was )?exceeded|quotaexceeded|not enough (free )?space"
-     r"|disk full|storage ?limit|\b507\b", DiskFull),
-    (r"unable to authenticate|permission denied \(|\b401\b|unauthorized|invalidaccesskeyid|signaturedoesnotmatch"
+     rf"|disk full|storage ?limit|{_status(507)}", DiskFull),
+    (r"connection refused|connection reset|i/o timeout|no such host|no route to host|network is unreachable|broken pipe"
+     r"|handshake timeout|server misbehaving", NetworkError),
+    (rf"unable to authenticate|permission denied \(|{_status(401)}|unauthorized|invalidaccesskeyid|signaturedoesnotmatch"
      r"|invalid_grant|invalid_client|empty token|expiredtoken|token.*expired|authentication failed|login failed"
      r"|knownhosts|host key|x509|certificate|couldn't decrypt|password required", AuthError),
-    (r"permission denied|operation not permitted|access ?denied|forbidden|\b403\b|read-only file system"
+    (rf"permission denied|operation not permitted|access ?denied|forbidden|{_status(403)}|read-only file system"
      r"|sftp: .*permission", PermissionRefused),
     (r"section in config file|didn't find backend|config file .* not found|unknown (flag|command|option)"
      r"|failed to (read|parse|load).*config|file name too long|name too long|illegal|invalid argument"
@@ -67,19 +77,24 @@ SAID: list[tuple[str, type[OnblockError]]] = [
      r"|couldn't parse|failed to make \S+ fs", ConfigError),
     (r"corrupted on transfer|hash(es)? differ|sizes differ|checksum.*(mismatch|differ)|bad ?digest", HashMismatch),
     (r"is a directory|is a file not a directory|not a directory|file exists|directory not empty", Conflict),
-    (r"connection refused|connection reset|connection lost|i/o timeout|timed? ?out|no such host|no route to host"
-     r"|network is unreachable|broken pipe|unexpected eof|\beof\b|deadline exceeded|closed network connection"
-     r"|couldn't (connect|initiali[sz]e)|failed to dial|dial tcp|too many requests|\b(429|500|502|503|504)\b|slow ?down"
-     r"|server misbehaving|connection closed|incomplete body|context canceled|stream error", NetworkError),
-    (r"not found|no such (file|bucket|key)|nosuchbucket|nosuchkey|doesn't exist|does not exist|\b404\b", NotFound),
+    (r"connection lost|timed? ?out|unexpected eof|\beof\b|deadline exceeded|closed network connection"
+     r"|couldn't (connect|initiali[sz]e)|failed to dial|dial tcp|too many requests|slow ?down"
+     r"|internal server error|bad gateway|service unavailable|connection closed|incomplete body|context canceled|stream error"
+     rf"|{_status(429, 500, 502, 503, 504)}", NetworkError),
+    (rf"not found|no such (file|bucket|key)|nosuchbucket|nosuchkey|doesn't exist|does not exist|{_status(404)}", NotFound),
 ]  # fmt: skip
-"""What rclone and its providers say, in the order it is looked for. A local 'permission denied' is no failed login."""
+"""What rclone and its providers say, in the order it is looked for. A local 'permission denied' is no failed login, nor
+is a server that cannot be reached."""
 _SAID = [(re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in SAID]
 _HTTP = {404: NotFound, 401: AuthError, 403: PermissionRefused}
 
 
-def classify(said: str, code: int | None = None, status: int | None = None) -> type[OnblockError]:
-    """The class for what rclone said; then for the HTTP status of its daemon, then for its exit code."""
+def classify(
+    said: str, code: int | None = None, status: int | None = None, known: Sequence[str] = ()
+) -> type[OnblockError]:
+    """The class for what rclone said, whatever the names in it (`known`: those it was given); then for the HTTP status of
+    its daemon, then for its exit code."""
+    said = without_names(said, *known)
     for pattern, kind in _SAID:
         if pattern.search(said):
             return kind
@@ -91,10 +106,11 @@ def classify(said: str, code: int | None = None, status: int | None = None) -> t
 
 
 def failure(
-    doing: str, said: str, path: str = "", *, code: int | None = None, status: int | None = None
-) -> OnblockError:
+    doing: str, said: str, path: str = "", *, code: int | None = None, status: int | None = None,
+    known: Sequence[str] = (),
+) -> OnblockError:  # fmt: skip
     """`classify` made an error; the raw words go to the log."""
-    kind = classify(said, code, status)
+    kind = classify(said, code, status, (path, *known))
     for secret in tuple(_secrets):
         said = said.replace(secret, "***")  # rclone quotes values of its configuration
     level = logging.DEBUG if kind is NotFound else logging.WARNING  # often asked for, and answered by what follows
@@ -148,12 +164,16 @@ class Wire(http.client.HTTPConnection):
 
 def answer(status: int, body: bytes, doing: str, path: str) -> dict[str, Any]:
     """What the daemon answered. Raises by `classify`."""
+    found: dict[str, Any]
     try:
         found = json.loads(body)
     except ValueError:
         found = {"error": body[:300].decode("utf-8", "replace")}
     if status != 200:
-        raise failure(doing, str(found.get("error", "")), path, status=status)
+        asked: dict[str, Any] = found.get("input") or {}
+        known = [str(asked[key]) for key in ("remote", "srcRemote", "dstRemote") if key in asked]
+        known += [str(asked[key]).partition(":")[2] for key in ("fs", "srcFs", "dstFs") if key in asked]
+        raise failure(doing, str(found.get("error", "")), path, status=status, known=known)
     return found
 
 

@@ -62,6 +62,7 @@ COMPLAINTS: list[tuple[int, str, type[OnblockError]]] = [
     (1, "cat: `/a': No such file or directory", NotFound),
     (1, "mv: `/a/b': File exists", Conflict),
     (1, "rm: `/a': Is a directory", Conflict),
+    (1, "put: `/d/File exists/x': No such file or directory", NotFound),
     (1, "put: The DiskSpace quota of /a is exceeded: quota = 1048576 B = 1 MB but diskspace consumed = 134217728 B",
      DiskFull),
     (1, "put: The NameSpace quota (directories and files) of directory /a is exceeded: quota=3 file count=4", DiskFull),

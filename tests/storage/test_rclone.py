@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from blocks.errors import (
@@ -30,6 +32,7 @@ from blocks.errors import (
     ToolMissing,
     UnknownError,
 )  # fmt: skip
+from blocks.storage.hadoop_run import failure as hadoop_failure
 from blocks.storage.rclone import RcloneStorage
 from blocks.storage.rclone_daemon import EXIT_CODES, Daemon, classify, decode, encode
 from tests.contract.data import HOSTILE, MIB, begin, fetch, payload, send
@@ -115,6 +118,55 @@ def test_what_rclone_says(said: str, kind: type[OnblockError]) -> None:
 def test_exit_codes(code: int, kind: type[OnblockError]) -> None:
     assert classify("", code) is kind
     assert set(EXIT_CODES) == set(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("open /srv/flight-401/clip.mp4: input/output error", UnknownError),
+        ("open /srv/DCIM/clip-507.mp4: input/output error", UnknownError),
+        ("failed to open source object: open /data/cam-403/a.mp4: no such file or directory", NotFound),
+        ("read tcp 10.0.0.1:401->10.0.0.2:22: connection reset by peer", NetworkError),
+        ('sftp: "Failure" (SSH_FX_FAILURE) for /data/flight 401/x', UnknownError),
+        ('object "flight-404/a.bin": 503 slow down', NetworkError),
+        ('Post "https://h/403/x": net/http: TLS handshake timeout', NetworkError),
+        ('Post "https://cdn/403": dial tcp: lookup cdn: i/o timeout', NetworkError),
+        ("dial tcp: lookup x509-host: no such host", NetworkError),
+        ('error="read tcp: i/o timeout"', NetworkError),
+        ('open "see /srv/x": connection reset by peer', NetworkError),
+        ("HTTP error 403 (403 Something) returned body", PermissionRefused),
+        ("operation error S3: HeadObject, https response error StatusCode: 401, RequestID: ,", AuthError),
+        ("b2: bad token (401 expired_auth_token)", AuthError),
+        ("RESPONSE 404: 404 The specified blob", NotFound),
+        ("HTTP/1.1 507", DiskFull),
+    ],
+)  # fmt: skip
+def test_a_number_in_a_name_is_no_status(said: str, kind: type[OnblockError]) -> None:
+    assert classify(said) is kind
+
+
+WORDS = [
+    "401", "error 403", "status 404", "permission denied", "x509", "no space left on device", "EOF", "not found", "timeout",
+    "File exists", "No such file or directory", "quota exceeded", "can't copy", '"', "'", "`", "': ", ": ", "\\", "a", "o", "ü",
+]  # fmt: skip
+
+
+@given(
+    name=st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), min_size=1).map("/".join),
+    said=st.sampled_from([
+        "open /srv/{}: input/output error", "mkdir /srv/{}: permission denied", "open /srv/{}: no such file or directory",
+        'mkdir "{}" failed: i/o timeout', "write /srv/{}: no space left on device", 'Failed to copy "{}": something else',
+    ]),
+)  # fmt: skip
+def test_a_name_never_changes_the_kind(name: str, said: str) -> None:
+    assert classify(said.format(name), known=(name,)) is classify(said.format("x"), known=("x",))
+    for form in (
+        "put: `/srv/{}': something else",
+        "put: `/srv/{}': No such file or directory",
+        "File does not exist: /srv/{}",
+    ):
+        kinds = {type(hadoop_failure(form.format(one), 1, "", one)) for one in (name, "x")}
+        assert len(kinds) == 1
 
 
 def test_http_statuses() -> None:
