@@ -27,8 +27,23 @@ from blocks.home import home
 
 OTHERS = ("prefect", "uvicorn", "httpx", "sqlalchemy", "alembic", "paramiko", "psycopg")
 """Packages beside ours whose words logs are made of."""
-NUMBER = re.compile(r"\d{1,6}[a-zA-Z]{0,2}\Z", re.ASCII)
-"""Longer rows of digits may be keys; in JSON, numbers are numbers."""
+MOST_DIGITS = 6
+"""Of one word, however they are grouped: more may be a key. In JSON, numbers are numbers."""
+NUMBER = re.compile(
+    rf"\d{{1,{MOST_DIGITS}}}(?:[kKMGT]?i?B|[kKMGT]i?|[num]?s|[mhdxpVAWC]|Hz|px|st|nd|rd|th)?\Z", re.ASCII
+)
+"""With its unit, such as `30s`, `12MB`, `720p`."""
+_BYTE, _DAY, _TIME = (
+    r"(?:25[0-5]|2[0-4]\d|1?\d?\d)",
+    r"(?:19|20)\d\d([-./])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])",
+    r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?",
+)
+_SHAPE = re.compile(
+    rf"(?<![\w.-])(?:{_DAY}(?:T{_TIME})?|{_TIME}|{_BYTE}(?:\.{_BYTE}){{3}}(?::\d{{1,5}}|/\d\d?)?|\d{{1,3}}(?:,\d{{3}})+)"
+    r"(?![\w-]|\.\d)",
+    re.ASCII,
+)
+"""What has more digits and is no key: a day, a time, an address (IP) with its port, a number in groups such as `1,234,567`."""
 _SECRET = r"(?:pass|secret|token|key|auth|cred|cookie|signature|private)"
 SUSPICIOUS = re.compile(_SECRET, re.IGNORECASE)
 """In the name of a variable whose value is looked for wherever it may stand."""
@@ -36,15 +51,16 @@ SHORTEST = 6
 """Of what is looked for so: a shorter one is in half of all words."""
 _WORD = re.compile(r"\S+")
 _PART = re.compile(r"\W+")
+_BETWEEN = re.compile(r"([/=:,])")
 _LOGIN = re.compile(r"(?<=://)\S+(?=@)")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_DIGITS = "0123456789"
 _WRAPPING = "\"'`()[]{}<>,;:.!?*|=…"
 _AFTER = re.compile(
     rf"(\w*{_SECRET}\w*[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|digest|negotiate)\s+)?|\bbearer\s+)([^\s\"',;]+)",
     re.IGNORECASE,
 )
 """What follows `password=`, `token:` or `Bearer` is marked, though it be a word like any other."""
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ][\d:.,]{5,15}(Z|[+-]\d\d:?\d\d)?)?\Z", re.ASCII)
 _MARK = re.compile(r"\[[0-9a-f]{6}\](?:\.\w{1,5})?")
 _EXTENSION = re.compile(r"\.([A-Za-z0-9]{1,5})\Z", re.ASCII)
 
@@ -110,11 +126,10 @@ class Redaction:
         return self._mark(bare).join(word.partition(bare)[::2])
 
     def _harmless(self, word: str) -> bool:
-        if word in self._allowed or _MOMENT.match(word):
+        if word in self._allowed:
             return True
-        return all(
-            part in self._allowed or all(map(self._public, _PART.split(part))) for part in re.split(r"[/=:,]", word)
-        )
+        rest = _SHAPE.sub("", "".join(part for part in _BETWEEN.split(word) if part not in self._allowed))
+        return sum(c in _DIGITS for c in rest) <= MOST_DIGITS and all(map(self._public, _PART.split(rest)))
 
     def _public(self, part: str) -> bool:
         return not part or NUMBER.match(part) is not None or part in self._words or part.lower() in self._words
