@@ -33,10 +33,11 @@ class Calls:
         self.listening = False
         self._asked = self._awake_until = float("-inf")
 
-    def due(self) -> bool:
-        """Whether to ask now; whoever is told so does."""
+    def due(self, *, full: bool = False) -> bool:
+        """Whether to ask now; whoever is told so does. One that is `full`, who could take none, asks only so often that the
+        server knows he is there."""
         now = self._clock()
-        if self.listening and now >= self._awake_until and now - self._asked < QUIET_S:
+        if (full or (self.listening and now >= self._awake_until)) and now - self._asked < QUIET_S:
             return False
         self._asked = now
         return True

@@ -24,6 +24,7 @@ from deployments.notify import notify
 from deployments.overrides import overrides
 from deployments.parts import register as register_parts
 from deployments.recordings import register as register_recordings
+from deployments.server import RUNS_AT_ONCE
 from deployments.timeline import recording
 from deployments.told import as_json as _as_json
 from deployments.told import print_json as _print_json
@@ -262,6 +263,7 @@ def up(
     profile: Annotated[str, typer.Option(help="embedded: one server on SQLite; fleet: on PostgreSQL and Redis, see docs/fleet.md.")] = "embedded",
     api_servers: Annotated[int | None, typer.Option(help="Of a fleet: processes that serve the API, on one port; 2 if not given.")] = None,
     workers: Annotated[int | None, typer.Option(help="Of a fleet: workers on this machine; 2 if not given.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Runs that a worker has at a time; the others wait.")] = RUNS_AT_ONCE,
 ) -> None:  # fmt: skip
     """Start a Prefect server, a worker and the console, register blocks, limits and jobs, and say where they are."""
     from blocks.errors import ConfigError
@@ -279,7 +281,7 @@ def up(
 
         public_origin(public_url)
     what = named(profile, api_servers, workers)
-    raise typer.Exit(start(jobs or [], host, port, console_port, console_host, tls, public_url, what))
+    raise typer.Exit(start(jobs or [], host, port, console_port, console_host, tls, public_url, what, limit))
 
 
 @app.command()

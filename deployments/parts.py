@@ -17,6 +17,7 @@ import typer
 from blocks.errors import ConfigError
 from deployments import trust
 from deployments.fleet import LEDGER
+from deployments.server import RUNS_AT_ONCE
 
 API = "PREFECT_API_URL"
 
@@ -29,13 +30,13 @@ def register(app: typer.Typer) -> None:
 
 def worker(
     pool: Annotated[str, typer.Argument(help="The work pool whose runs it takes.")] = "onblock",
-    limit: Annotated[int | None, typer.Option(min=1, help="So many runs at a time; if not given, as many as there are.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many runs at a time; the others wait in the pool.")] = RUNS_AT_ONCE,
 ) -> None:  # fmt: skip
     """Work off the runs of a pool, for the Prefect server at PREFECT_API_URL, until a signal ends it."""
     if not os.environ.get(LEDGER):  # nobody else would see what it delivers
         print(f"note: {LEDGER} is not set: the ledger is of this machine alone", file=sys.stderr)
     _server()
-    _become("deployments.worker", pool, *([] if limit is None else [str(limit)]))
+    _become("deployments.worker", pool, str(limit))
 
 
 def console(

@@ -26,6 +26,9 @@ QUEUES = {"urgent": "urgent", "high": "high", "normal": "default", "low": "low"}
 """By the priority of a job: the work queue of its runs, the first one first."""
 ALL_TAG, ALL_LIMIT = "onblock", 4
 """The tag that every shipment carries, and how many run at a time."""
+RUNS_AT_ONCE = 8
+"""So many runs a worker has at a time, unless it is told otherwise. Each is a process, with connections of its own to the
+ledger; the others wait in the pool, where the most urgent one is the first."""
 CPU = "cpu"
 """The tag of tasks that work on what was fetched; as many at a time as this machine has processors."""
 DEVICE_LIMIT = 2
@@ -186,8 +189,8 @@ def create_automations(client: SyncPrefectClient, report: Report, within: timede
 
 
 def create_pool(client: SyncPrefectClient, report: Report, name: str = POOL) -> None:
-    """Create the work pool, of type process, and its queues, if they are not there. A pool that has a limit takes runs
-    from its queues by their priority."""
+    """Create the work pool, of type process, and its queues, if they are not there. Of runs that wait, a worker
+    with a limit takes those of the first queue first."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
     from prefect.workers.process import ProcessWorker

@@ -27,7 +27,7 @@ from blocks.home import home
 from deployments import fleet, interrupt
 from deployments.console.access import People
 from deployments.fleet import EMBEDDED, Profile
-from deployments.server import POOL
+from deployments.server import POOL, RUNS_AT_ONCE
 from deployments.server_settings import environment, reachable
 
 HEALTHY_WITHIN = 120.0
@@ -70,10 +70,10 @@ class Stop:
 def up(
     jobs: Sequence[Path], host: str = "127.0.0.1", port: int = 4200, console_port: int = CONSOLE_PORT,
     console_host: str | None = None, tls: tuple[Path, Path] | None = None, public_url: str | None = None,
-    profile: Profile = EMBEDDED,
+    profile: Profile = EMBEDDED, limit: int = RUNS_AT_ONCE,
 ) -> int:  # fmt: skip
     """Run what `profile` says, and the console, until SIGINT or SIGTERM. `tls` is certificate and key of the console,
-    `public_url` where a proxy has it. 0 then; 1 if something died; 2 if a port, a job or the environment is no good."""
+    `public_url` where a proxy has it; a worker has `limit` runs at a time. 0 then; 1 if something died; 2 if a port, a job or the environment is no good."""
     console_host = host if console_host is None else console_host
     for at, number, option in ((host, port, "--port"), (console_host, console_port, "--console-port")):
         if trouble := port_trouble(at, number, option):
@@ -114,7 +114,7 @@ def up(
         if stop.asked:
             return 0
         names = [WORKER] if profile.workers == 1 else [f"{WORKER} {n}" for n in range(1, profile.workers + 1)]
-        children += [start(name, ["deployments.worker", POOL], env) for name in names]
+        children += [start(name, ["deployments.worker", POOL, str(limit)], env) for name in names]
         token = People().first_start()
         console = ["deployments.console", "--host", console_host, "--port", str(console_port), "--ui", url]
         if tls is not None:

@@ -151,7 +151,8 @@ class WarmWorker(ProcessWorker):
         """Ask for runs, where it is time to."""
         if self.calls is None:
             return await super().get_and_submit_flow_runs()
-        if not self.calls.due():
+        full = self._limiter is not None and self._limiter.available_tokens < 1
+        if not self.calls.due(full=full):
             return []
         if found := await super().get_and_submit_flow_runs():
             self.calls.wake()
@@ -170,6 +171,8 @@ class WarmWorker(ProcessWorker):
         finally:
             self._in_hand -= 1
             self._idle_since = time.monotonic()
+            if self.calls is not None:
+                self.calls.wake()  # there is room for what waits
 
     async def run(
         self, flow_run: FlowRun, configuration: ProcessJobConfiguration,

@@ -158,7 +158,7 @@ class TransferJob(Form):
     schedule: Schedule | None = None
     """When the job runs by itself, once deployed."""
     priority: Literal["urgent", "high", "normal", "low"] = "normal"
-    """Where runs of several deployed jobs wait for their turn, because the work pool has a limit: who is first."""
+    """Where runs of several deployed jobs wait for their turn, because workers have as many as they may: who is first."""
     shipping: Shipping = Shipping()
     """How files are gathered into tasks."""
     bandwidth: Timetable | None = None

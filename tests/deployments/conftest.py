@@ -134,17 +134,18 @@ def _forget_runs(before: datetime) -> None:
 
 
 @pytest.fixture
-def worker(api: str, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Starts workers as `onblock up` does, away from the repository's folder; returns where their log goes."""
+def worker(api: str, tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Starts workers as `onblock up` does, away from the repository's folder; returns where their log goes. The second
+    argument is how many runs they have at a time; without it, all there are."""
     _forget_runs(datetime.now(UTC))
     with ExitStack() as stack:
         started: list[subprocess.Popen[bytes]] = []
 
-        def start(pool: str) -> Path:
+        def start(pool: str, *limit: int) -> Path:
             log = tmp_path / f"worker-{pool}.log"
             with log.open("wb") as out:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "deployments.worker", pool],
+                    [sys.executable, "-P", "-m", "deployments.worker", pool, *map(str, limit)],
                     env={**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
                     cwd="/", stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 )  # fmt: skip

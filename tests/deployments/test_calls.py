@@ -27,6 +27,12 @@ def test_when_it_asks() -> None:
     assert calls.due()
     now += 0.1
     assert not calls.due()
+    calls.wake()
+    assert not calls.due(full=True), "he could take none"
+    now += QUIET_S
+    assert calls.due(full=True) and not calls.due(full=True), "the server is to know that he is there"
+    calls.wake()
+    assert calls.due(), "there is room again"
     calls.listening = False
     assert calls.due(), "as before, when the server is not heard any more"
 

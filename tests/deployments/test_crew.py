@@ -76,21 +76,48 @@ def test_one_job_many_workers(
     assert len({r for (r,) in ask(File.run_id)}) > 1
 
 
+@pytest.mark.parametrize("limited", ["worker", "pool"])
 def test_hands_that_never_begin_are_sent_home(
-    client: SyncPrefectClient, write_job: Callable[..., Path], worker: Callable[[str], Path], tmp_path: Path
+    client: SyncPrefectClient, write_job: Callable[..., Path], worker: Callable[..., Path], tmp_path: Path, limited: str
 ) -> None:
     """The only worker takes one run at a time."""
     card = tmp_path / "card"
     card.mkdir()
     for n in range(20):
         (card / f"{n:03}.jpg").write_bytes(b"x")
-    bootstrap([write_job("alone", settle={"quiet": "0s"}, shipping={"max_files": 2, "at_once": 1, "workers": 3})])
-    client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=1))
+    name = f"alone-{limited}"
+    bootstrap([write_job(name, settle={"quiet": "0s"}, shipping={"max_files": 2, "at_once": 1, "workers": 3})])
+    client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=1 if limited == "pool" else None))
     try:
-        worker(POOL)
-        run = started(client, "alone")
+        worker(POOL, *([1] if limited == "worker" else []))
+        run = started(client, name)
         done = ended(client, run)
     finally:
         client.update_work_pool(POOL, WorkPoolUpdate(concurrency_limit=None))
     assert (done.state.name, done.state.message) == ("Completed", "20 delivered"), done.state
     assert [h.state.name for h in hands(client, run) if h.state] == ["Cancelled"] * 2
+
+
+def test_a_leader_that_died_comes_to_its_turn_again(
+    client: SyncPrefectClient, write_job: Callable[..., Path], worker: Callable[..., Path], tmp_path: Path
+) -> None:
+    """All room of the only worker is taken by the hands of a leader that is killed: they do not wait for it."""
+    card = tmp_path / "card"
+    card.mkdir()
+    for n in range(60):
+        (card / f"{n:03}.jpg").write_bytes(os.urandom(100_000))
+    bootstrap([
+        write_job("orphans", settle={"quiet": "0s"}, bandwidth={"up": "400 KiB"},
+                  shipping={"max_files": 4, "at_once": 1, "workers": 6})
+    ])  # fmt: skip
+    worker(POOL, 2)
+    run = started(client, "orphans")
+
+    def leading() -> str | None:
+        there = [(worker, leader) for worker, leader, over in ask(Run.worker, Run.leader_id, Run.ended_at) if not over]
+        return next((worker for worker, leader in there if not leader), None) if len(there) == 2 else None
+
+    os.kill(int(until("a hand that has begun", leading).rsplit(":", 2)[1]), signal.SIGKILL)
+    until("a run that was begun again", lambda: client.read_flow_run(run.id).state_name == "Completed", 300)
+    assert client.read_flow_run(run.id).run_count == 2
+    assert {s for (s,) in ask(File.state)} == {"VERIFIED"} and ask(Offer.number) == []

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
+from deployments.fleet import SETTINGS
+from deployments.server import RUNS_AT_ONCE
+from deployments.server_settings import SERVER
 from tests.deployments.conftest import until
 from tests.fleet import units
 from tests.fleet.conftest import Fleet, Job, listens
@@ -95,6 +98,12 @@ def test_a_fleet_is_installed_killed_and_rebooted(fleet: Host, client: SyncPrefe
         part: host.inside("ps", "-o", "user=", "-p", host.show(part, "MainPID")).stdout.strip() for part in PARTS
     }
     assert accounts == dict.fromkeys(PARTS, "onblock")
+    given = host.inside("cat", f"/proc/{host.show('onblock-services', 'MainPID')}/environ").stdout.split("\0")
+    assert {f"{name}={value}" for name, value in (SERVER | SETTINGS).items()} <= set(given), (
+        "as it stands in server.env"
+    )
+    worker = host.inside("cat", f"/proc/{host.show('onblock-worker@1', 'MainPID')}/cmdline").stdout.split("\0")
+    assert worker[-2] == str(RUNS_AT_ONCE), worker
     read = host.inside(
         "setpriv", "--reuid=onblock", "--regid=onblock", "--clear-groups", "cat", "/etc/onblock/server.env"
     )

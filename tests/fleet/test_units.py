@@ -75,7 +75,7 @@ def _known() -> set[str]:
 def test_its_names_are_known(file: str) -> None:
     known, given = _known(), units.settings(file)
     assert len(known) > 200
-    ours = {"ONBLOCK_LEDGER_URL", "API_PROCESSES", "POOL", "CONSOLE_HOST", "CONSOLE_PORT"}
+    ours = {"ONBLOCK_LEDGER_URL", "API_PROCESSES", "POOL", "RUNS_AT_ONCE", "CONSOLE_HOST", "CONSOLE_PORT"}
     for name in given:
         assert name in known | ours, f"{name} is no setting"
     used = {name for unit in UNITS for name in re.findall(r"\$\{(\w+)\}", units.values(unit, "ExecStart")[0])}
