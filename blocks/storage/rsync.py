@@ -36,7 +36,7 @@ from blocks.storage.base import Features, FileInfo, Session, Upload
 from blocks.storage.program import Finished, find, hash_local, run
 from blocks.storage.rsync_transfer import SMALL, RsyncReader, RsyncUpload
 from blocks.storage.ssh_login import SshStorage
-from blocks.storage.ssh_shell import HOST, Channel, Login, classify, failure, quote
+from blocks.storage.ssh_shell import HASH_RATE, HOST, SLOW_S, Channel, Login, classify, failure, quote
 
 log = logging.getLogger("onblock.rsync")
 
@@ -173,6 +173,11 @@ class RsyncSession(Session):
         """How a script of another channel gets to the root."""
         return "cd -- '" + self.root.replace("'", "'\\''") + "' || exit 1\n"
 
+    @property
+    def _durably(self) -> float:
+        """Seconds for what ends on the far side's disk."""
+        return self.storage.io_timeout + SLOW_S
+
     def close(self) -> None:
         for channel in (self._lister, self._shell):
             if channel is not None:
@@ -275,13 +280,15 @@ class RsyncSession(Session):
     def checksum(self, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
         if kind not in self.features.server_checksums:
             return super().checksum(path, kind, fresh=fresh)
-        return self.digest(names.check_path(path), path, kind, fresh=fresh)
+        return self.digest(names.check_path(path), path, self.stat(path).size, kind, fresh=fresh)
 
-    def digest(self, at: str, path: str, kind: str = "sha256", *, fresh: bool = False) -> str:
+    def digest(self, at: str, path: str, size: int, kind: str = "sha256", *, fresh: bool = False) -> str:
         """Computed at the far side; of the bytes on its disk where `fresh`, as far as its kernel forgets its cache."""
         where = quote(at)
         forget = f"sync {where} 2>/dev/null; dd if={where} iflag=nocache count=0 2>/dev/null; " if fresh else ""
-        return self.shell.run("cannot hash it", path, f"{forget}{kind}sum < {where}").split()[0].decode()
+        within = self.shell.patience + size / HASH_RATE + SLOW_S * fresh
+        said = self.shell.run("cannot hash it", path, f"{forget}{kind}sum < {where}", within=within)
+        return said.split()[0].decode()
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -319,7 +326,7 @@ class RsyncSession(Session):
         script = "sync -f . || exit 1\n" + "".join(
             f"ln -T -- {quote(mine[n].staged)} {quote(mine[n].path)} 2>&1; printf '\\0%d\\0' $?\n" for n in ready
         )
-        code, said = self.shell.ask("cannot make the files durable", "", f"({script}true)")
+        code, said = self.shell.ask("cannot make the files durable", "", f"({script}true)", within=self._durably)
         answers, linked = said.split(b"\0"), bytearray()
         for number, words, result in zip(ready, answers[0::2], answers[1::2], strict=False):
             if result == b"0":
@@ -331,7 +338,9 @@ class RsyncSession(Session):
                 done[number] = self._singly(mine[number])
         if not code:
             script = f"head -c {len(linked)} | xargs -0r rm -f -- && sync -f ."
-            code, said = self.shell.ask("cannot make the folders durable", "", script, bytes(linked))
+            code, said = self.shell.ask(
+                "cannot make the folders durable", "", script, bytes(linked), within=self._durably
+            )
             answers = [said]
         if code or len(done) < len(mine):
             error = failure("cannot make the files durable", answers[-1].decode("utf-8", "replace"), self.root)
@@ -347,7 +356,7 @@ class RsyncSession(Session):
 
     def delete(self, path: str) -> None:
         at = quote(names.check_path(path))
-        self.shell.run("cannot delete it", path, f"rm -- {at} && sync -- {_folder(path)}")
+        self.shell.run("cannot delete it", path, f"rm -- {at} && sync -- {_folder(path)}", within=self._durably)
 
     def move(self, path: str, to: str) -> None:
         a, b = quote(names.check_path(path)), quote(names.check_path(to))
@@ -358,7 +367,7 @@ class RsyncSession(Session):
             f"elif [ -e {b} ] || [ ! -e {a} ]; then exit 1\nelse mv -nT -- {a} {b} && [ ! -e {a} ] || exit 1; fi\n"
             f"sync -- {_folder(to)} {_folder(path)}"
         )
-        self.shell.run("cannot move it", path, f"({script})")
+        self.shell.run("cannot move it", path, f"({script})", within=self._durably)
 
     def free_bytes(self) -> int:
         blocks, size = self.shell.run("cannot ask for the free space", self.root, "stat -f -c '%a %S' .").split()
@@ -385,7 +394,7 @@ class RsyncSession(Session):
                 raise exit_failure(f"cannot send to {self.storage.address}", done)
             if done.code:
                 log.warning("rsync: exit code %d: %s", done.code, done.stderr)
-            found = self._digests([upload.staged for _, upload in mine])
+            found = self._digests([upload.staged for _, upload in mine], sum(upload.size for _, upload in mine))
             results: list[str | None] = []
             for (_, upload), sha256 in zip(mine, hashing.result(), strict=True):
                 there = found.get(upload.staged)
@@ -463,11 +472,12 @@ class RsyncSession(Session):
         idle = self.storage.io_timeout * 1.25 + 1  # where rsync itself gives up, it says why
         return run(argv, env=environment, stdin=listed, stop=stop, idle=idle, line=line, separator=b"\r")
 
-    def _digests(self, staged: list[str]) -> dict[str, str]:
-        """SHA-256 of many files, in one call, by the far side; those that are not there are left out."""
+    def _digests(self, staged: list[str], size: int) -> dict[str, str]:
+        """SHA-256 of many files, of `size` bytes together, in one call, by the far side; those that are not there are left out."""
         payload = b"".join(os.fsencode(f"./{at}\0") for at in staged)
         script = f"head -c {len(payload)} | xargs -0 sha256sum -z -- 2>/dev/null"
-        _, said = self.shell.ask("cannot hash the files", self.root, script, payload)
+        within = self.storage.io_timeout + size / HASH_RATE
+        _, said = self.shell.ask("cannot hash the files", self.root, script, payload, within=within)
         return {os.fsdecode(entry[68:]): entry[:64].decode() for entry in said.split(b"\0") if len(entry) > 68}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from blocks import names
 from blocks.errors import Conflict, NetworkError, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import FileInfo, Reader, Upload, aligned_buffer
-from blocks.storage.ssh_shell import Channel, failure, quote
+from blocks.storage.ssh_shell import SLOW_S, Channel, failure, quote
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
@@ -34,7 +34,7 @@ class Far(Protocol):
 
     def stat(self, path: str) -> FileInfo: ...
 
-    def digest(self, at: str, path: str, kind: str = "sha256", *, fresh: bool = False) -> str: ...
+    def digest(self, at: str, path: str, size: int, kind: str = "sha256", *, fresh: bool = False) -> str: ...
 
 
 class RsyncReader(Reader):
@@ -64,7 +64,7 @@ class RsyncReader(Reader):
         self._rest = self._rest[got:]
         while self._channel is not None and got < len(view):
             try:
-                n = self._channel.readinto(view[got:])
+                n = self._channel.readinto(view[got:], "the reading broke off", self.path)
             except OSError as error:
                 raise NetworkError("the reading broke off", path=self.path) from error
             if not n:
@@ -100,6 +100,7 @@ class RsyncUpload(Upload):
         self._stream: Channel | None = None
         self._begun = False  # something lies there that is ours: append to it
         self._stamped = False
+        self._length = 0  # bytes, with those that are not sent yet
         self._digest: str | None = None  # what the far side read back when all came at once
         if resume:
             with contextlib.suppress(NotFound):
@@ -109,11 +110,13 @@ class RsyncUpload(Upload):
                     session.shell.run("cannot remove the temporary file", path, f"rm -f -- {self._at}")
                 else:
                     self.offset, self._begun = int(found[0]), True
+                    self._length = self.offset
 
     # -- bytes ----------------------------------------------------------------------------------------------------
 
     def write(self, chunk: memoryview) -> None:
         self._digest, self._stamped = None, False
+        self._length += len(chunk)
         if self._stream is None and len(self._small) + len(chunk) <= SMALL:
             self._small += chunk
             return
@@ -166,7 +169,7 @@ class RsyncUpload(Upload):
 
     def filled(self, digest: str) -> None:
         """`push` has written all of it, with its time; the far side read it back as `digest`."""
-        self._begun, self._digest, self._stamped = True, digest, True
+        self._begun, self._digest, self._stamped, self._length = True, digest, True, self.size
 
     # -- reading back ---------------------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class RsyncUpload(Upload):
         self._flush()
         if self._digest is not None and not fresh:
             return self._digest
-        return self._session.digest(self.staged, self.path, fresh=fresh)
+        return self._session.digest(self.staged, self.path, self._length, fresh=fresh)
 
     def replay(self, update: Callable[[memoryview], object], *, fresh: bool = False) -> bool:
         self._flush()
@@ -187,7 +190,7 @@ class RsyncUpload(Upload):
     def rewind(self, offset: int) -> int:
         self._flush()
         self._session.shell.run("cannot shorten the part", self.path, f"truncate -s {offset} -- {self._at}")
-        self.offset = offset
+        self.offset = self._length = offset
         return offset
 
     # -- the end --------------------------------------------------------------------------------------------------
@@ -213,7 +216,8 @@ class RsyncUpload(Upload):
             f"else mv -nT -- {self._at} {final} && [ ! -e {self._at} ]; fi"
         )
         script = f"(sync -- {self._at} || exit 1\n{rename} || exit 1\nsync -- {folder})"
-        code, said = self._session.shell.ask("cannot give it its final name", name, script)
+        shell = self._session.shell
+        code, said = shell.ask("cannot give it its final name", name, script, within=shell.patience + SLOW_S)
         if code:
             words = said.decode("utf-8", "replace")
             if "File exists" in words and not replace:
@@ -224,7 +228,8 @@ class RsyncUpload(Upload):
 
     def keep(self) -> None:
         self._flush()
-        self._session.shell.run("cannot keep the part", self.path, f"sync -- {self._at}")
+        shell = self._session.shell
+        shell.run("cannot keep the part", self.path, f"sync -- {self._at}", within=shell.patience + SLOW_S)
 
     def abort(self) -> None:
         self._small = bytearray()

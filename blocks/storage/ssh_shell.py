@@ -79,6 +79,12 @@ def quote(path: str) -> str:
     return "'./" + path.replace("'", "'\\''") + "'"
 
 
+SLOW_S = 600.0
+"""Seconds longer that a disk may take to make something durable."""
+HASH_RATE = 10e6
+"""Bytes/s that the slowest server hashes."""
+
+
 class Login:
     """The private folder with the ssh_config of a storage. `close` removes it."""
 
@@ -171,7 +177,10 @@ class Channel:
             stdout=True,
             private=login.folder if master else "",
         )
+        os.set_blocking(self._program.stdin.fileno(), False)  # `write` waits, and not without an end
         self._rest = b""
+        self.patience = login.storage.io_timeout
+        """Seconds that the far side may be silent. Its ssh may be well, and its disk hang."""
 
     def send(self, script: str, payload: bytes | memoryview = b"") -> None:
         """Give the shell a script and the bytes it will take."""
@@ -185,15 +194,15 @@ class Channel:
         view, fd = memoryview(data), self._program.stdin.fileno()
         try:
             while len(view):
-                if not select.select([], [fd], [], 1)[1]:
-                    continue  # ssh ends by itself when the server is silent
+                if not select.select([], [fd], [], self.patience)[1]:
+                    raise self.silent("cannot send", "")
                 view = view[os.write(fd, view) :]
         except (OSError, ValueError) as error:
             raise self.broken("cannot send", "") from error
 
     def run(self, doing: str, path: str, script: str, payload: bytes | memoryview = b"", *, within: float = 0) -> bytes:
         """What a script said and wrote. Raises by `classify` if it failed; NetworkError if the connection did, or if it
-        does not end `within` so many seconds."""
+        does not end `within` so many seconds, by default `patience`."""
         code, said = self.ask(doing, path, script, payload, within=within)
         if code:
             raise failure(doing, said.decode("utf-8", "replace"), path)
@@ -205,11 +214,11 @@ class Channel:
         """Exit code of a script, and what it said and wrote."""
         body = f"{{ {script}\n}} 2>&1" if len(payload) else f"{{ {script}\n}} </dev/null 2>&1"
         self.send(f"{body}; printf '\\n{self._marker.decode()} %d\\n' $?", payload)
-        found, end = bytearray(self._rest), time.monotonic() + within if within else None
+        found, end = bytearray(self._rest), time.monotonic() + (within or self.patience)
         mark = b"\n" + self._marker + b" "
         at = found.find(mark)
         while at < 0 or b"\n" not in found[at + len(mark) :]:
-            if not (data := self.read(1 << 16, end)):
+            if not (data := self.read(1 << 16, doing, path, end - time.monotonic())):
                 raise self.broken(doing, path)
             start = max(0, len(found) - len(mark))
             found += data
@@ -227,7 +236,7 @@ class Channel:
             f'printf \'%s %d\\0%s\\0\' {mark} "$r" "$e"'
         )
         rest, code = b"", None
-        while data := self.read(1 << 16):
+        while data := self.read(1 << 16, "the listing broke off", "", self.patience):
             *items, rest = (rest + data).split(b"\0")
             for item in items:
                 if code is not None:
@@ -238,27 +247,35 @@ class Channel:
                     yield item
         raise self.broken("the listing broke off", "")
 
-    def read(self, count: int, end: float | None = None) -> bytes:
-        """Some of what the script writes; nothing at its end, or at the time `end`."""
+    def read(self, count: int, doing: str, path: str, within: float) -> bytes:
+        """Some of what the script writes; nothing at its end. Raises NetworkError if nothing comes `within` seconds."""
         fd = self._program.stdout.fileno()
-        while not select.select([fd], [], [], 1)[0]:
-            if end is not None and time.monotonic() > end:
-                return b""
+        if not select.select([fd], [], [], max(0.0, within))[0]:
+            raise self.silent(doing, path)
         return os.read(fd, count)
 
-    def readinto(self, view: memoryview) -> int:
+    def readinto(self, view: memoryview, doing: str, path: str) -> int:
         """As `read`, into a buffer; 0 at the end."""
-        return os.readv(self._program.stdout.fileno(), [view])
+        fd = self._program.stdout.fileno()
+        if not select.select([fd], [], [], self.patience)[0]:
+            raise self.silent(doing, path)
+        return os.readv(fd, [view])
 
     def finish(self, doing: str, path: str) -> None:
         """No more bytes come: wait for the script, which has replaced the shell. Raises if it failed."""
         self._program.stdin.close()
-        while (code := self._program.wait(1)) is None:
-            continue
+        if (code := self._program.wait(self.patience)) is None:
+            raise self.silent(doing, path)
         said = self._program.said()
         self.close()
         if code:
             raise failure(doing, said, path, NetworkError if code == 255 else UnknownError)
+
+    def silent(self, doing: str, path: str) -> OnblockError:
+        """Nothing came, or was taken, for too long: the shell is ended."""
+        said = self._program.said()
+        self.close()
+        return failure(f"{doing}: {self._login.storage.address} gave no answer in time", said, path, NetworkError)
 
     def broken(self, doing: str, path: str) -> OnblockError:
         """The connection ended: what ssh said of it."""

@@ -31,6 +31,7 @@ from blocks.errors import (
 )  # fmt: skip
 from blocks.storage.program import Finished, Program, run
 from blocks.storage.rsync import EXIT_CODES, RsyncSession, RsyncStorage, exit_failure
+from blocks.storage.rsync_transfer import RsyncReader
 from blocks.storage.ssh_shell import classify
 from tests.contract.data import BYTES, HOSTILE, MIB, begin, chunks, fetch, payload, send
 from tests.servers.faultproxy import FaultProxy
@@ -351,6 +352,30 @@ def test_a_half_open_connection_ends(proxied: tuple[RsyncStorage, FaultProxy], t
         until(lambda: not members(group))
     proxy.heal()
     storage.open().close()
+
+
+def test_a_disk_that_hangs_at_the_far_side(sshd: Sshd, folder: Path) -> None:
+    """ssh is well and answers; what it runs does not."""
+    storage = storage_at(sshd, folder, io_timeout=1)
+
+    def writes(session: RsyncSession, at: str, size: int) -> None:
+        upload = session.upload("file", size)
+        upload.staged = at
+        upload.write(memoryview(bytes(size)))
+        upload.seal()
+
+    ways: list[Callable[[RsyncSession, str], object]] = [
+        lambda session, at: session.digest(at, "file", 0),
+        lambda session, at: RsyncReader(session, "file", at).readinto(memoryview(bytearray(10))),
+        lambda session, at: writes(session, at, 1000),
+        lambda session, at: writes(session, at, MIB),
+        lambda session, at: writes(session, at, 16 * MIB),
+    ]
+    for number, hangs in enumerate(ways):
+        os.mkfifo(folder / f"{number}")
+        with storage.open() as session, pytest.raises(NetworkError) as caught:
+            hangs(session, f"{number}")
+        assert "in time" in str(caught.value) and caught.value.todo
 
 
 def test_a_push_that_falls_silent(proxied: tuple[RsyncStorage, FaultProxy], folder: Path, tmp_path: Path) -> None:
