@@ -4,6 +4,7 @@ Each run costs a second or two for its JVM, so files go many at a time (`push`, 
 got when it is due. A file is staged in a folder of its own beside its final name, `.onblock-*.part/NAME`, since `-mv`
 moves many files at once only under the names they have; it never overwrites. What arrived is compared with HDFS' own
 checksum (`hdfs_checksum.py`). How the program is run, and what its complaints mean, is in `hadoop_run.py`.
+Over 500 lines, since how files are staged, replaced and put back, many at once and singly, is one subject.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ from blocks.errors import (
 from blocks.storage.base import Features, FileInfo, Session, Upload
 from blocks.storage.program import Finished, find, hash_local, run
 from blocks.storage.rsync_transfer import SMALL, RsyncReader, RsyncUpload
-from blocks.storage.ssh_login import SshStorage
-from blocks.storage.ssh_shell import HASH_RATE, HOST, SLOW_S, Channel, Login, classify, failure, quote
+from blocks.storage.ssh_login import HASH_RATE, SshStorage
+from blocks.storage.ssh_shell import HOST, SLOW_S, Channel, Login, classify, failure, quote
 
 log = logging.getLogger("onblock.rsync")
 
@@ -172,11 +172,6 @@ class RsyncSession(Session):
     def enter(self) -> str:
         """How a script of another channel gets to the root."""
         return "cd -- '" + self.root.replace("'", "'\\''") + "' || exit 1\n"
-
-    @property
-    def _durably(self) -> float:
-        """Seconds for what ends on the far side's disk."""
-        return self.storage.io_timeout + SLOW_S
 
     def close(self) -> None:
         for channel in (self._lister, self._shell):
@@ -326,7 +321,7 @@ class RsyncSession(Session):
         script = "sync -f . || exit 1\n" + "".join(
             f"ln -T -- {quote(mine[n].staged)} {quote(mine[n].path)} 2>&1; printf '\\0%d\\0' $?\n" for n in ready
         )
-        code, said = self.shell.ask("cannot make the files durable", "", f"({script}true)", within=self._durably)
+        code, said = self.shell.ask("cannot make the files durable", "", f"({script}true)", within=self.shell.durably)
         answers, linked = said.split(b"\0"), bytearray()
         for number, words, result in zip(ready, answers[0::2], answers[1::2], strict=False):
             if result == b"0":
@@ -339,7 +334,7 @@ class RsyncSession(Session):
         if not code:
             script = f"head -c {len(linked)} | xargs -0r rm -f -- && sync -f ."
             code, said = self.shell.ask(
-                "cannot make the folders durable", "", script, bytes(linked), within=self._durably
+                "cannot make the folders durable", "", script, bytes(linked), within=self.shell.durably
             )
             answers = [said]
         if code or len(done) < len(mine):
@@ -356,7 +351,7 @@ class RsyncSession(Session):
 
     def delete(self, path: str) -> None:
         at = quote(names.check_path(path))
-        self.shell.run("cannot delete it", path, f"rm -- {at} && sync -- {_folder(path)}", within=self._durably)
+        self.shell.run("cannot delete it", path, f"rm -- {at} && sync -- {_folder(path)}", within=self.shell.durably)
 
     def move(self, path: str, to: str) -> None:
         a, b = quote(names.check_path(path)), quote(names.check_path(to))
@@ -367,7 +362,7 @@ class RsyncSession(Session):
             f"elif [ -e {b} ] || [ ! -e {a} ]; then exit 1\nelse mv -nT -- {a} {b} && [ ! -e {a} ] || exit 1; fi\n"
             f"sync -- {_folder(to)} {_folder(path)}"
         )
-        self.shell.run("cannot move it", path, f"({script})", within=self._durably)
+        self.shell.run("cannot move it", path, f"({script})", within=self.shell.durably)
 
     def free_bytes(self) -> int:
         blocks, size = self.shell.run("cannot ask for the free space", self.root, "stat -f -c '%a %S' .").split()
@@ -476,7 +471,7 @@ class RsyncSession(Session):
         """SHA-256 of many files, of `size` bytes together, in one call, by the far side; those that are not there are left out."""
         payload = b"".join(os.fsencode(f"./{at}\0") for at in staged)
         script = f"head -c {len(payload)} | xargs -0 sha256sum -z -- 2>/dev/null"
-        within = self.storage.io_timeout + size / HASH_RATE
+        within = self.shell.patience + size / HASH_RATE
         _, said = self.shell.ask("cannot hash the files", self.root, script, payload, within=within)
         return {os.fsdecode(entry[68:]): entry[:64].decode() for entry in said.split(b"\0") if len(entry) > 68}
 

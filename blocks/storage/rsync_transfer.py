@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from blocks import names
 from blocks.errors import Conflict, NetworkError, NotFound, OnblockError, SourceVanished
 from blocks.storage.base import FileInfo, Reader, Upload, aligned_buffer
-from blocks.storage.ssh_shell import SLOW_S, Channel, failure, quote
+from blocks.storage.ssh_shell import Channel, failure, quote
 
 if TYPE_CHECKING:
     from blocks.storage.base import Buffer
@@ -217,7 +217,7 @@ class RsyncUpload(Upload):
         )
         script = f"(sync -- {self._at} || exit 1\n{rename} || exit 1\nsync -- {folder})"
         shell = self._session.shell
-        code, said = shell.ask("cannot give it its final name", name, script, within=shell.patience + SLOW_S)
+        code, said = shell.ask("cannot give it its final name", name, script, within=shell.durably)
         if code:
             words = said.decode("utf-8", "replace")
             if "File exists" in words and not replace:
@@ -229,7 +229,7 @@ class RsyncUpload(Upload):
     def keep(self) -> None:
         self._flush()
         shell = self._session.shell
-        shell.run("cannot keep the part", self.path, f"sync -- {self._at}", within=shell.patience + SLOW_S)
+        shell.run("cannot keep the part", self.path, f"sync -- {self._at}", within=shell.durably)
 
     def abort(self) -> None:
         self._small = bytearray()

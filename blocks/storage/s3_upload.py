@@ -307,9 +307,8 @@ class Multipart:
         for part, buffer in zip(self.parts, self._held, strict=True):
             other.write(memoryview(buffer)[: part.size])
         self._let_go()
-        self.bucket.abort_multipart(
-            self.key, self.upload_id, self.path
-        )  # what tells of it tells of the other from now on
+        # what tells of it tells of the other from now on
+        self.bucket.abort_multipart(self.key, self.upload_id, self.path)
         self.upload_id = ""
         return other
 

@@ -27,13 +27,11 @@ from blocks.errors import (
     UnknownError,
 )  # fmt: skip
 from blocks.storage.base import FileInfo
-from blocks.storage.ssh_login import SshStorage
+from blocks.storage.ssh_login import HASH_RATE, SshStorage
 
 if TYPE_CHECKING:
     from blocks.storage.ssh import Connection
 
-HASH_RATE = 10e6
-"""Bytes/s that the slowest host hashes or syncs: how long it may be silent."""
 CONFLICT, NO_FOLDER, MISSING = 71, 72, 73
 """Exit statuses of our own scripts."""
 

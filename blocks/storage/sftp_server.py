@@ -31,7 +31,7 @@ from blocks.errors import (
 from blocks.storage import sftp_messages as wire
 from blocks.storage.base import FileInfo
 from blocks.storage.sftp_messages import Ask, Attributes, Messages, Refused, string
-from blocks.storage.ssh_login import SshStorage
+from blocks.storage.ssh_login import HASH_RATE, SshStorage
 
 if TYPE_CHECKING:
     import paramiko
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("onblock.storage")
 
-HASH_RATE = 10e6
-"""Bytes/s that the slowest server hashes: how long its `sha256sum` may be silent."""
 SHELL_PATIENCE = 10.0
 """Seconds for the first answer of a shell."""
 

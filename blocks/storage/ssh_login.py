@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from typing import Self
 
 
+HASH_RATE = 10e6
+"""Bytes/s that the slowest server hashes, or syncs: how long it may be silent."""
+
+
 class SshStorage(Storage):
     """A folder on a host that is reached by SSH."""
 

@@ -81,8 +81,6 @@ def quote(path: str) -> str:
 
 SLOW_S = 600.0
 """Seconds longer that a disk may take to make something durable."""
-HASH_RATE = 10e6
-"""Bytes/s that the slowest server hashes."""
 
 
 class Login:
@@ -181,6 +179,8 @@ class Channel:
         self._rest = b""
         self.patience = login.storage.io_timeout
         """Seconds that the far side may be silent. Its ssh may be well, and its disk hang."""
+        self.durably = self.patience + SLOW_S
+        """And so many while it makes something durable."""
 
     def send(self, script: str, payload: bytes | memoryview = b"") -> None:
         """Give the shell a script and the bytes it will take."""
